@@ -1,0 +1,363 @@
+"""Readers of FER2013 in the forms people have: fer2013.csv, icml_face_data.csv, Kaggle's archive.zip, or its folders.
+
+`read_source` looks at the content, not at the file extension, and returns plain arrays. Whatever is wrong with the
+source ends in a `DataError` of one sentence: what, where, how to fix.
+"""
+
+import csv
+import io
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+import numpy as np
+from PIL import Image
+
+EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+SPLITS = ("train", "val", "test")
+CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
+SIZE = 48
+PIXELS = SIZE * SIZE
+VAL_FRACTION = 0.1  # of train, where the source has no validation split of its own
+VAL_SEED = 2013
+
+# Upper limits, far above the real data set, so that a hostile or wrong source cannot fill the memory.
+MAX_TOTAL_BYTES = 2_000_000_000
+MAX_IMAGE_BYTES = 16_000_000
+MAX_IMAGE_SIDE = 4096
+MAX_LINE_BYTES = 131_072  # the csv module takes no longer field
+
+USAGES = {"training": 0, "publictest": 1, "privatetest": 2}
+SPLIT_FOLDERS = USAGES | {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
+CLASS_FOLDERS = {name: label for label, name in enumerate(EMOTIONS)} | {
+    "anger": 0,
+    "disgusted": 1,
+    "fearful": 2,
+    "happiness": 3,
+    "sadness": 4,
+    "surprised": 5,
+}
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError)  # RuntimeError: password, odd method
+
+
+class DataError(ValueError):
+    """The data cannot be used; the message is one plain sentence: what, where, how to fix."""
+
+
+@dataclass(frozen=True, eq=False)
+class RawFaces:
+    """What a reader found: images (N,48,48) uint8, labels (N,) int64, split_ids (N,) int8, names (N,) str."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    split_ids: np.ndarray
+    names: np.ndarray
+    form: str
+    notes: tuple[str, ...] = ()
+
+
+def read_source(path: Path) -> RawFaces:
+    """Read FER2013 from a CSV file, a zip or a folder, told apart by content."""
+    kind = sniff(path)
+    if kind == "folder":
+        return read_folder(path)
+    if kind == "zip":
+        return read_zip(path)
+    with path.open("rb") as stream:
+        return read_csv(stream, path.name)
+
+
+def is_fer2013(path: Path) -> bool:
+    """Whether a file or folder looks like FER2013, by its header or its folder names; nothing is decoded."""
+    try:
+        kind = sniff(path)
+        if kind == "folder":
+            return any(place_of(name) for name, _ in walk_folder(path, depth=3))
+        if kind == "zip":
+            with zipfile.ZipFile(path) as archive:
+                return any(place_of(name) or _parts(name)[-1] in CSV_NAMES for name in archive.namelist())
+        with path.open("rb") as stream:
+            find_columns(_open_text(stream).readline(MAX_LINE_BYTES), path.name)
+        return True
+    except (DataError, *DAMAGED_ZIP):
+        return False
+
+
+def sniff(path: Path) -> str:
+    """Tell "folder", "zip" and "csv" apart by content; a DataError for what is often saved as fer2013.csv instead."""
+    if path.is_dir():
+        return "folder"
+    with path.open("rb") as stream:
+        head = stream.read(512)
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "zip"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if not head:
+        raise DataError(f"{path.name} is empty; download it again")
+    if text.startswith(b"version https://git-lfs"):
+        raise DataError(f"{path.name} is a git-LFS pointer, not the data; fetch the file itself with 'git lfs pull'")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise DataError(f"{path.name} is a web page, probably a log-in page; log in to Kaggle and download it again")
+    if head.startswith(b"\x1f\x8b"):
+        raise DataError(f"{path.name} is a gzip archive; unpack it (tar xf) and use the fer2013.csv inside")
+    return "csv"
+
+
+# --- CSV --------------------------------------------------------------------------------------------------------------
+
+
+def read_csv(stream: BinaryIO, where: str) -> RawFaces:
+    """Read fer2013.csv or icml_face_data.csv row by row; all rows are read before a fault is reported.
+
+    `parse_row` is fast and only knows good from bad; `explain_row` then says what is wrong.
+    """
+    lines = _capped_lines(_open_text(stream), where)
+    separator, columns = find_columns(next(lines, ""), where)
+    faces, faults, number = [], {}, -1
+    for number, row in enumerate(_split_lines(lines, separator, where)):
+        try:
+            faces.append(parse_row(row, columns))
+        except (ValueError, IndexError, KeyError):
+            fault, example = explain_row(row, columns)
+            faults.setdefault(fault, (example, []))[1].append(number)
+    if faults:
+        raise DataError(_describe_faults(faults, where, last_row=number))
+    if not faces:
+        raise DataError(f"{where} has a header but no rows; download it again")
+    images, labels, split_ids = zip(*faces, strict=True)
+    return RawFaces(
+        np.stack(images),
+        np.array(labels, np.int64),
+        np.array(split_ids, np.int8),
+        np.array([f"row {i}" for i in range(len(faces))]),
+        form="icml_csv" if columns[2] < columns[1] else "csv",
+    )
+
+
+def find_columns(header: str, where: str) -> tuple[str, tuple[int, int, int]]:
+    """Return the separator and the positions of emotion, pixels and Usage in the first line of a CSV."""
+    for separator in ",;\t":
+        titles = [title.strip(' "\r\n').lower() for title in header.split(separator)]
+        if {"emotion", "pixels", "usage"} <= set(titles):
+            return separator, (titles.index("emotion"), titles.index("pixels"), titles.index("usage"))
+    raise DataError(
+        f"{where} is not FER2013: its first line should name the columns emotion, pixels and Usage but reads "
+        f"{header[:50].strip()!r}; use fer2013.csv, icml_face_data.csv or Kaggle's archive.zip"
+    )
+
+
+def parse_row(row: list[str], columns: tuple[int, int, int]) -> tuple[np.ndarray, int, int]:
+    """Return the image (48,48) uint8, label and split id of one row; ValueError, IndexError or KeyError if bad."""
+    emotion, text, usage = (row[column] for column in columns)
+    label, digits = int(emotion), text.replace(" ", "")
+    if not (0 <= label < len(EMOTIONS) and digits.isascii() and digits.isdecimal()):
+        raise ValueError("not a label, or not whole numbers")
+    pixels = np.fromstring(text, np.int64, sep=" ")  # 64 bits, so that 256 is seen and does not wrap around to 0
+    if pixels.max() > 255:
+        raise ValueError("out of range")
+    # reshape refuses any other number of pixels
+    return pixels.astype(np.uint8).reshape(SIZE, SIZE), label, USAGES[usage.strip().lower()]
+
+
+def explain_row(row: list[str], columns: tuple[int, int, int]) -> tuple[str, str]:
+    """Say what is wrong with a row that `parse_row` refused: the fault, and this row's example of it."""
+    if len(row) <= max(columns):
+        return "missing columns", f"{len(row)} instead of {max(columns) + 1}"
+    emotion, text, usage = (row[column] for column in columns)
+    n_pixels = len(text.split())
+    if n_pixels != PIXELS:
+        return f"a number of pixels other than {PIXELS:,}", f"{n_pixels:,}"
+    for pixel in text.split(" "):
+        if pixel and not (pixel.isascii() and pixel.isdecimal() and float(pixel) <= 255):
+            return "a pixel that is not a whole number from 0 to 255", repr(pixel[:20])
+    if usage.strip().lower() not in USAGES:
+        return "a Usage other than Training, PublicTest and PrivateTest", repr(usage[:20])
+    return "a label that is not a whole number from 0 to 6", repr(emotion[:20])
+
+
+def _split_lines(lines: Iterator[str], separator: str, where: str) -> Iterator[list[str]]:
+    rows = csv.reader(lines, delimiter=separator)
+    try:
+        yield from filter(None, rows)  # blank lines give empty rows
+    except csv.Error as error:
+        raise DataError(f"{where}: line {rows.line_num} cannot be read ({error}); download the file again") from error
+
+
+def _describe_faults(faults: dict[str, tuple[str, list[int]]], where: str, last_row: int) -> str:
+    fault, (example, rows) = next(iter(faults.items()))
+    if rows == [last_row]:
+        return f"{where}: row {last_row}, the last one, has {fault} ({example}); if it is cut off, download it again"
+    count = "1 row has" if len(rows) == 1 else f"{len(rows):,} rows have"
+    shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    return (
+        f"{where}: {count} {fault} (for example {example}): row {shown}, where row 0 is the first below the header; "
+        "correct the file or download it again"
+    )
+
+
+def _open_text(stream: BinaryIO) -> TextIO:
+    head = stream.peek(2)[:2]
+    encoding = "utf-16" if head in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return io.TextIOWrapper(stream, encoding, errors="replace", newline="")
+
+
+def _capped_lines(text: TextIO, where: str) -> Iterator[str]:
+    total = 0
+    while line := text.readline(MAX_LINE_BYTES):
+        total += len(line)
+        if total > MAX_TOTAL_BYTES:
+            raise DataError(f"{where} holds more than {MAX_TOTAL_BYTES:,} bytes, so it is not FER2013 (0.3 GB)")
+        yield line
+
+
+# --- Images in a zip or a folder --------------------------------------------------------------------------------------
+
+
+def read_zip(path: Path) -> RawFaces:
+    """Read train/<class>/* and test/<class>/* from a zip (or else the CSV in it) without unpacking it to disk."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            for member in members:
+                _refuse_unsafe(member, path.name)
+            tables = [m for name in CSV_NAMES for m in members if _parts(m.filename)[-1] == name]
+            if tables and not any(place_of(member.filename) for member in members):
+                with archive.open(tables[0]) as stream:
+                    return read_csv(stream, f"{path.name}/{tables[0].filename}")
+            names = [member.filename for member in members if not member.is_dir()]
+            return _read_images(names, _ZipReader(archive, path.name), path.name, form="zip")
+    except DAMAGED_ZIP as error:
+        raise DataError(f"{path.name} is a damaged or unfinished zip ({error}); download it again") from error
+
+
+def read_folder(root: Path) -> RawFaces:
+    """Read train/<class>/* and test/<class>/* below a folder."""
+    names = [name for name, _ in walk_folder(root)]
+    return _read_images(names, lambda name: (root / name).read_bytes(), root.name, form="folder")
+
+
+def walk_folder(root: Path, depth: int = 4, prefix: str = "") -> Iterator[tuple[str, os.DirEntry]]:
+    """Yield (path relative to root, entry) of every file at most `depth` levels down; links are followed."""
+    for entry in os.scandir(root):
+        if not entry.is_dir():
+            yield prefix + entry.name, entry
+        elif depth > 1:
+            yield from walk_folder(Path(entry.path), depth - 1, f"{prefix}{entry.name}/")
+
+
+def place_of(name: str) -> tuple[int, int, str] | None:
+    """Return (split id, label, file name) of a path that ends in split/class/file; None for any other.
+
+    Kaggle's test folder holds both official test splits: a file name that begins with Training_, PublicTest_ or
+    PrivateTest_ outranks the folder.
+    """
+    parts = _parts(name)
+    if len(parts) < 3 or is_hidden(name):
+        return None
+    split_id, label = SPLIT_FOLDERS.get(parts[-3].lower()), CLASS_FOLDERS.get(parts[-2].lower())
+    if split_id is None or label is None:
+        return None
+    return USAGES.get(parts[-1].split("_")[0].lower(), split_id), label, parts[-1]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path is one that operating systems leave behind: .DS_Store, __MACOSX/..., Thumbs.db, desktop.ini."""
+    parts = _parts(name)
+    return parts[-1].lower() in ("thumbs.db", "desktop.ini") or any(p.startswith((".", "__MACOSX")) for p in parts)
+
+
+def decode_image(data: bytes, where: str) -> tuple[np.ndarray, bool]:
+    """Return an image file as (48,48) uint8 grey levels, and whether it had to be converted to be that."""
+    try:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            if max(image.size) > MAX_IMAGE_SIDE or image.mode.startswith(("I", "F")):
+                raise ValueError(f"{image.width} x {image.height} pixels of type {image.mode}")
+            if image.mode == "L" and image.size == (SIZE, SIZE):
+                return np.asarray(image), False
+            return np.asarray(image.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR)), True
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise DataError(f"{where} is not a readable image ({reason}); replace or delete it") from error
+
+
+def cut_validation(labels: np.ndarray, split_ids: np.ndarray) -> np.ndarray:
+    """Return split_ids (N,) with 10 % of every class of train moved to val; the same choice every time."""
+    split_ids = split_ids.copy()
+    generator = np.random.default_rng(VAL_SEED)
+    for label in range(len(EMOTIONS)):
+        rows = generator.permutation(np.flatnonzero((labels == label) & (split_ids == 0)))
+        split_ids[rows[: max(1, round(VAL_FRACTION * len(rows)))]] = 1
+    return split_ids
+
+
+def _read_images(names: list[str], read: Callable[[str], bytes], where: str, form: str) -> RawFaces:
+    found = _find_images(names, where)
+    images = np.empty((len(found), SIZE, SIZE), np.uint8)
+    converted = 0
+    for i, (*_, name) in enumerate(found):
+        images[i], changed = decode_image(read(name), f"{where}/{name}")
+        converted += changed
+    split_ids, labels = np.array([f[0] for f in found], np.int8), np.array([f[1] for f in found], np.int64)
+    notes = []
+    left_out = [name for name in names if _is_in_split_folder(name) and not (place_of(name) or is_hidden(name))]
+    if left_out:
+        notes.append(
+            f"{len(left_out):,} files are in none of the seven class folders, such as {min(left_out)}: left out"
+        )
+    if converted:
+        notes.append(f"{converted:,} images were not 48x48 grey and were converted")
+    if not (split_ids == 1).any():
+        split_ids = cut_validation(labels, split_ids)
+        notes.append("no validation split in the file or folder names: 10 % of every class of train became val")
+    return RawFaces(images, labels, split_ids, np.array([f[3] for f in found]), form, tuple(notes))
+
+
+def _find_images(names: list[str], where: str) -> list[tuple[int, int, str, str]]:
+    """Return (split id, label, file name, name) of every image, in this order."""
+    found = sorted((*place, name) for name in names if (place := place_of(name)))
+    if not found:
+        raise DataError(f"{where} is not FER2013: it holds neither train/<class>/ and test/<class>/ nor fer2013.csv")
+    roots = sorted({"/".join(_parts(name)[:-3]) or "." for *_, name in found})
+    if len(roots) > 1:
+        raise DataError(f"{where} holds more than one data set, in {roots[0]} and {roots[1]}; keep one of them")
+    return found
+
+
+def _is_in_split_folder(name: str) -> bool:
+    return _parts(name)[-3:][0].lower() in SPLIT_FOLDERS
+
+
+class _ZipReader:
+    """Read members of a zip, counting what really comes out: the sizes written in the zip may lie."""
+
+    def __init__(self, archive: zipfile.ZipFile, where: str) -> None:
+        self.archive, self.where, self.total = archive, where, 0
+
+    def __call__(self, name: str) -> bytes:
+        try:
+            with self.archive.open(name) as stream:
+                data = stream.read(MAX_IMAGE_BYTES + 1)
+        except DAMAGED_ZIP as error:
+            raise DataError(f"{self.where}/{name} cannot be read ({error}); download the zip again") from error
+        self.total += len(data)
+        if len(data) > MAX_IMAGE_BYTES or self.total > MAX_TOTAL_BYTES:
+            raise DataError(f"{self.where}/{name} unpacks to far more than FER2013 can hold; refused as a zip bomb")
+        return data
+
+
+def _refuse_unsafe(member: zipfile.ZipInfo, where: str) -> None:
+    parts = _parts(member.filename)
+    if parts[0] == "" or parts[0].endswith(":") or ".." in parts:
+        raise DataError(f"{where} holds the unsafe path {member.filename!r}; download the original zip from Kaggle")
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise DataError(f"{where} holds the link {member.filename!r}; download the original zip from Kaggle")
+
+
+def _parts(name: str) -> list[str]:
+    return name.replace("\\", "/").split("/")  # some programs write zips with backslashes

@@ -1,0 +1,360 @@
+"""The embedded sample: about a thousand labelled 48x48 faces, made from one photograph, without network.
+
+The photograph is the portrait of Rear Admiral Grace Hopper that ships inside matplotlib (`grace_hopper.jpg`, an
+official US Navy picture, in the public domain). MediaPipe's face mesh of it (Kartynnik et al. 2019) is stored in
+`assets/`, so MediaPipe itself is not needed here. Expressions are built from the action units of the Facial Action
+Coding System (Ekman & Friesen 1978): a unit moves a few groups of mesh points, the points between them follow
+smoothly, and the picture is warped triangle by triangle. Proportions, pose, light and noise differ from face to face.
+
+The sample is for trying the notebooks and for tests; it says nothing about how well a model reads real faces.
+The same seed gives the same bytes on one machine; other versions of NumPy or OpenCV may differ in the last grey level.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.cbook import get_sample_data
+from matplotlib.tri import Triangulation
+
+SIZE = 48  # pixels of a finished face
+CANVAS = 4 * SIZE  # pixels of a face while it is drawn
+CORNER, CROP = np.array([89, 58]), 350  # the part of the portrait that is used: upper left corner and side, in pixels
+ASSETS = Path(__file__).parent / "assets"
+MESH_FILE = ASSETS / "grace_hopper_mesh.csv"  # x, y, z in pixels of the portrait
+STROKES_FILE = ASSETS / "grace_hopper_strokes.json"  # what is retouched: lists of [width, corners], in the same pixels
+
+# Expression: its action units and their strength (after the prototypes of Ekman & Friesen).
+ARCHETYPES = {
+    "angry": {"AU4": 1.6, "AU5": 0.3, "AU7": 0.8, "AU24": 1.0},
+    "disgust": {"AU4": 0.3, "AU7": 0.6, "AU9": 1.0, "AU10": 1.0, "AU15": 0.4, "AU17": 1.0},
+    "fear": {"AU1": 1.0, "AU2": 0.5, "AU4": 0.3, "AU5": 1.0, "AU20": 1.0, "AU25": 1.0},
+    "happy": {"AU6": 1.0, "AU12": 1.1, "AU25": 1.2},
+    "sad": {"AU1": 1.0, "AU4": 0.3, "AU15": 1.0, "AU17": 0.4},
+    "surprise": {"AU1": 1.0, "AU2": 1.0, "AU5": 1.0, "AU26": 1.0},
+    "neutral": {"AU12": 0.3},  # the lip corners of the sitter hang a little
+}
+# Action unit: (group of points, outwards, downwards), in fractions of the distance between the eyes.
+ACTION_UNITS = {
+    "AU1": [("brow_inner", 0.00, -0.14), ("brow_mid", 0.00, -0.05)],  # inner brow raiser
+    "AU2": [("brow_outer", 0.00, -0.12), ("brow_mid", 0.00, -0.10)],  # outer brow raiser
+    "AU4": [("brow_inner", -0.06, 0.11), ("brow_mid", -0.03, 0.06)],  # brow lowerer
+    "AU5": [("lid_upper", 0.00, -0.06)],  # upper lid raiser
+    "AU6": [("cheek", 0.00, -0.08), ("lid_lower", 0.00, -0.03)],  # cheek raiser
+    "AU7": [("lid_upper", 0.00, 0.03), ("lid_lower", 0.00, -0.03)],  # lid tightener
+    "AU9": [("nose_wing", 0.03, -0.08), ("brow_inner", -0.02, 0.08), ("cheek", 0.00, -0.05)],  # nose wrinkler
+    "AU10": [("lip_upper", 0.00, -0.10)],  # upper lip raiser
+    "AU12": [("lip_corner", 0.15, -0.18), ("cheek", 0.03, -0.04)],  # lip corner puller
+    "AU15": [("lip_corner", 0.02, 0.15), ("lip_lower", 0.00, 0.02)],  # lip corner depressor
+    "AU17": [("lip_lower", 0.00, -0.05), ("lip_upper", 0.00, -0.02), ("chin", 0.00, -0.05)],  # chin raiser
+    "AU20": [("lip_corner", 0.14, 0.05)],  # lip stretcher
+    "AU24": [("rim_upper", 0.00, 0.03), ("rim_lower", 0.00, -0.06), ("lip_corner", -0.04, 0.00)],  # lip pressor
+    "AU25": [("lip_lower", 0.00, 0.10), ("lip_upper", 0.00, -0.04)],  # lips part
+    # jaw drop
+    "AU26": [("lip_lower", 0.00, 0.32), ("lip_corner", -0.10, 0.08), ("chin", 0.00, 0.26), ("jaw", 0.00, 0.12)],
+}
+# Mesh points that move as one: (on the left of the picture, on the right).
+GROUPS = {
+    "brow_inner": ([55, 107, 65, 66], [285, 336, 295, 296]),
+    "brow_mid": ([52, 105], [282, 334]),
+    "brow_outer": ([46, 53, 63, 70], [276, 283, 293, 300]),
+    "lid_upper": ([160, 159, 158], [387, 386, 385]),
+    "lid_lower": ([144, 145, 153], [373, 374, 380]),
+    "cheek": ([50, 101, 36, 205, 118, 117], [280, 330, 266, 425, 347, 346]),
+    "nose_wing": ([129, 64, 98, 48, 102, 49], [358, 294, 327, 278, 331, 279]),
+    "chin": ([152, 148, 176, 175, 171, 199, 208], [152, 377, 400, 175, 396, 199, 428]),
+    "jaw": ([149, 150, 136], [378, 379, 365]),
+    "lip_corner": ([61, 76, 62, 78], [291, 306, 292, 308]),
+}
+# Rows of lip points from the midline to the last before the corner; the row where the lips meet comes first.
+LIPS = {
+    "upper": (
+        [[13, 82, 81, 80, 191], [12, 38, 41, 42, 183], [11, 72, 73, 74, 184], [0, 37, 39, 40, 185]],
+        [[13, 312, 311, 310, 415], [12, 268, 271, 272, 407], [11, 302, 303, 304, 408], [0, 267, 269, 270, 409]],
+    ),
+    "lower": (
+        [[14, 87, 178, 88, 95], [15, 86, 179, 89, 96], [16, 85, 180, 90, 77], [17, 84, 181, 91, 146]],
+        [[14, 317, 402, 318, 324], [15, 316, 403, 319, 325], [16, 315, 404, 320, 307], [17, 314, 405, 321, 375]],
+    ),
+}
+# Points that no expression moves: bridge and tip of the nose, corners of the eyes, hairline, temples.
+STILL = [168, 6, 197, 195, 5, 4, 1, 19, 94, 2, 33, 133, 263, 362, 10, 109, 67, 103, 338, 297, 332]
+STILL += [127, 234, 93, 132, 356, 454, 323, 361]
+
+# Shapes as (upper edge, lower edge), both from left to right.
+MOUTH = ([78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308], [78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308])
+LIP_RIMS = ([61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291], [61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291])
+EYES = (
+    ([33, 246, 161, 160, 159, 158, 157, 173, 133], [33, 7, 163, 144, 145, 153, 154, 155, 133]),
+    ([362, 398, 384, 385, 386, 387, 388, 466, 263], [362, 382, 381, 380, 374, 373, 390, 249, 263]),
+)
+BROWS = (([70, 63, 105, 66, 107], [46, 53, 52, 65, 55]), ([336, 296, 334, 293, 300], [285, 295, 282, 283, 276]))
+EYE_CORNERS, LIP_CORNERS, NOSE_TIP = ([33, 133], [362, 263]), [61, 291], 1
+IRIS_CENTRES, IRIS_POINTS = (468, 473), slice(468, 478)
+
+
+@dataclass(frozen=True)
+class SampleFaces:
+    """N faces and what is known about them.
+
+    images (N,48,48) uint8; labels (N,) int64, the position in ARCHETYPES; split (N,) int8: 0 train, 1 val, 2 test;
+    landmarks (N,4,2) float32, x and y in [0,1] of width and height: left eye centre, right eye centre, left lip
+    corner, right lip corner, where left is the left side of the image.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    split: np.ndarray
+    landmarks: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Sitter:
+    """What all faces share: the mesh, what moves it, and the layers of the picture, (H,W) float32 each."""
+
+    mesh: np.ndarray  # (P,3) in pixels of the layers; the last rows are a frame around the head
+    eye_distance: float
+    moves: np.ndarray  # (U,2,P,2) in pixels: where each action unit takes each point, from either side of the face
+    bumps: np.ndarray  # (P,B) smooth bumps, of which random proportions are made
+    skin: np.ndarray  # grey levels, without spectacles and folds
+    folds: np.ndarray  # grey levels to be added
+    brows: np.ndarray  # in [0,1], as are the lips and the creases
+    lips: np.ndarray
+    creases: dict[str, np.ndarray]
+
+
+def make_sample(n_per_class: int = 144, seed: int = 2013) -> SampleFaces:
+    """Draw `n_per_class` faces of each of the seven expressions; 144 are split into 100 train, 22 val and 22 test.
+
+    Rows are ordered train, val, test, and by class inside a split. ValueError if `n_per_class` is below 4.
+    """
+    if n_per_class < 4:
+        raise ValueError(f"n_per_class is {n_per_class}: at least 4 faces per class are needed to fill every split")
+    sitter = _load_sitter()
+    rng = np.random.default_rng(seed)
+    faces = [_draw_face(sitter, units, rng) for units in ARCHETYPES.values() for _ in range(n_per_class)]
+    held_out = round(n_per_class * 22 / 144)
+    labels = np.repeat(np.arange(len(ARCHETYPES)), n_per_class)
+    split = np.tile(np.repeat([0, 1, 2], [n_per_class - 2 * held_out, held_out, held_out]), len(ARCHETYPES))
+    order = np.argsort(split, kind="stable")
+    images, landmarks = (np.stack(part)[order] for part in zip(*faces, strict=True))
+    return SampleFaces(images, labels[order].astype(np.int64), split[order].astype(np.int8), landmarks)
+
+
+# ---- The sitter, once for all faces ----
+
+
+def _load_sitter() -> _Sitter:
+    """Read portrait and mesh, retouch the one and rig the other.
+
+    The spectacles are painted out, so that the brows can move. So are the folds beside nose and mouth, of which a
+    relaxed face shows little, but a smile or a raised lip all.
+    """
+    strokes = json.loads(STROKES_FILE.read_text())
+    face = np.loadtxt(MESH_FILE, delimiter=",", skiprows=1)[:, 1:] - [*CORNER, 0]
+    mesh = np.vstack([face, _frame(face)])
+    points = mesh[:, :2]
+    left, right = (points[corners].mean(0) for corners in EYE_CORNERS)
+    eye_distance = float(np.linalg.norm(right - left))
+    bare = _paint_out(_read_portrait(), strokes["spectacles"])
+    skin = _paint_out(bare, strokes["folds"])
+    return _Sitter(
+        mesh=mesh,
+        eye_distance=eye_distance,
+        moves=_unit_moves(points, len(face)) * eye_distance,
+        bumps=_bumps(points, eye_distance),
+        skin=skin.astype(np.float32),
+        folds=cv2.GaussianBlur(bare.astype(np.float32) - skin, (0, 0), 0.7),
+        brows=sum(_soft_shape(CROP, points[upper], points[lower], 2.0) for upper, lower in BROWS),
+        lips=_soft_shape(CROP, points[LIP_RIMS[0]], points[LIP_RIMS[1]], 1.5),
+        creases={unit: _soften(_draw_strokes(lines), 1.2) for unit, lines in strokes["creases"].items()},
+    )
+
+
+def _read_portrait() -> np.ndarray:
+    path = get_sample_data("grace_hopper.jpg", asfileobj=False)
+    # not cv2.imread: on Windows it cannot open every path
+    portrait = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)
+    return portrait[CORNER[1] :, CORNER[0] :][:CROP, :CROP]
+
+
+def _frame(face: np.ndarray) -> np.ndarray:
+    """Points (24,3) on the border of the crop, level with the ears, which keep the background in its place."""
+    side = np.linspace(0, CROP, 7)
+    border = np.array([(x, y) for x in side for y in side if {x, y} & {0, CROP}])
+    return np.c_[border, np.full(len(border), np.percentile(face[:, 2], 95))]
+
+
+def _draw_strokes(strokes: list) -> np.ndarray:
+    """(CROP,CROP) uint8: 255 on the strokes, 0 elsewhere."""
+    mask = np.zeros((CROP, CROP), np.uint8)
+    for width, corners in strokes:
+        cv2.polylines(mask, [np.array(corners) - CORNER], False, 255, width)
+    return mask
+
+
+def _paint_out(picture: np.ndarray, strokes: list) -> np.ndarray:
+    """Fill the strokes with what surrounds them (Telea 2004)."""
+    return cv2.inpaint(picture, _draw_strokes(strokes), 3, cv2.INPAINT_TELEA)
+
+
+def _soften(mask: np.ndarray, blur: float) -> np.ndarray:
+    return cv2.GaussianBlur(mask, (0, 0), blur).astype(np.float32) / 255
+
+
+def _soft_shape(side: int, upper: np.ndarray, lower: np.ndarray, blur: float) -> np.ndarray:
+    """(side,side) float32 in [0,1]: the area between two edges (n,2) with a soft border, none where they cross."""
+    lower = np.c_[lower[:, 0], np.maximum(upper[:, 1], lower[:, 1])]
+    corners = np.round(np.vstack([upper, lower[::-1]]) * 16).astype(np.int32)  # shift=4: in sixteenths of a pixel
+    return _soften(cv2.fillPoly(np.zeros((side, side), np.uint8), [corners], 255, cv2.LINE_AA, shift=4), blur)
+
+
+def _bumps(points: np.ndarray, eye_distance: float) -> np.ndarray:
+    """(P,25): the height at each point of Gaussian bumps, whose tops are a 5x5 grid around the nose."""
+    steps = np.arange(-2, 3) * 0.8 * eye_distance
+    tops = points[NOSE_TIP] + np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
+    distance = np.linalg.norm(points[:, None] - tops, axis=-1) / (0.6 * eye_distance)
+    return np.exp(-(distance**2) / 2)
+
+
+def _unit_moves(points: np.ndarray, n_face: int) -> np.ndarray:
+    """Way of every point per action unit and side of the face, (U,2,P,2), in fractions of the eye distance."""
+    follow = _follow_smoothly(_group_weights(len(points)), points, n_face)
+    moves = np.zeros((len(ACTION_UNITS), 2, len(points), 2))
+    for move, rows in zip(moves, ACTION_UNITS.values(), strict=True):
+        for group, outwards, downwards in rows:
+            move += follow[group][..., None] * [[[-outwards, downwards]], [[outwards, downwards]]]
+    return moves
+
+
+def _group_weights(n_points: int) -> dict[str, np.ndarray]:
+    """Group -> (2,P): how fully the points that an action unit takes hold of move with the group, per side."""
+    rows = [(group, side, point, 1.0) for group, sides in GROUPS.items() for side in (0, 1) for point in sides[side]]
+    for lip, sides in LIPS.items():
+        for side, row, k in np.ndindex(2, 4, 5):
+            point, opening = sides[side][row][k], np.sqrt(1 - (k / 5) ** 2)  # an open mouth is an ellipse
+            rows += [(f"lip_{lip}", side, point, opening), (f"rim_{lip}", side, point, opening * row / 3)]
+            rows += [("lip_corner", side, point, (k / 5) ** 1.6)]
+    weights = {group: np.zeros((2, n_points)) for group, *_ in rows}
+    for group, side, point, weight in rows:
+        weights[group][side, point] = weight
+    for weight in weights.values():
+        weight[:, weight.all(0)] /= 2  # the midline follows both sides, each by half
+    return weights
+
+
+def _follow_smoothly(weights: dict[str, np.ndarray], points: np.ndarray, n_face: int) -> dict[str, np.ndarray]:
+    """Fill in the weights of all other points: each gets the mean of its neighbours (Laplace's equation)."""
+    values = np.stack(list(weights.values()))
+    known = values.any((0, 1))
+    known[STILL] = known[n_face:] = True
+    a, b = Triangulation(*points.T).edges.T
+    laplacian = np.zeros((len(points), len(points)))
+    laplacian[a, b] = laplacian[b, a] = -1 / np.maximum(np.linalg.norm(points[a] - points[b], axis=1), 1)
+    np.fill_diagonal(laplacian, -laplacian.sum(1))
+    pull = -laplacian[~known][:, known] @ values[..., known].reshape(-1, known.sum()).T
+    values[..., ~known] = np.linalg.solve(laplacian[~known][:, ~known], pull).T.reshape(len(weights), 2, -1)
+    return dict(zip(weights, values, strict=True))
+
+
+# ---- One face ----
+
+
+def _draw_face(sitter: _Sitter, archetype: dict[str, float], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """One face: image (48,48) uint8 and landmarks (4,2) float32."""
+    strengths = _draw_strengths(archetype, rng)
+    units = dict(zip(ACTION_UNITS, strengths.mean(1), strict=True))
+    points, eye_distance = _pose(sitter, strengths, rng)
+    canvas = _warp(_make_up(sitter, units, rng), sitter.mesh[:, :2], points)
+    _paint_eyes(canvas, points, eye_distance)
+    _paint_mouth(canvas, points, eye_distance, units)
+    image = _expose(cv2.resize(canvas, (SIZE, SIZE), interpolation=cv2.INTER_AREA), rng)
+    eyes = [points[corners].mean(0) for corners in EYE_CORNERS]
+    landmarks = np.array([*eyes, *points[LIP_CORNERS]], np.float32) / CANVAS
+    return _mirror(image, landmarks) if rng.random() < 0.5 else (image, landmarks)
+
+
+def _draw_strengths(archetype: dict[str, float], rng: np.random.Generator) -> np.ndarray:
+    """Strength of each action unit on either side of the face, (U,2): the archetype's, varied, and traces of others."""
+    typical = np.array([[archetype.get(unit, 0.0)] for unit in ACTION_UNITS])
+    n = len(typical)
+    varied = 1 + 0.15 * rng.standard_normal((n, 1)) + 0.06 * rng.standard_normal((n, 2))
+    traces = 0.12 * rng.standard_normal((n, 1))
+    return np.clip(typical * rng.uniform(0.5, 1.2) * varied + traces, 0, 1.5)
+
+
+def _pose(sitter: _Sitter, strengths: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Where the mesh points (P,2) are on the canvas, and the distance between the eyes there."""
+    moved = sitter.mesh.copy()
+    moved[:, :2] += np.einsum("us,uspd->pd", strengths, sitter.moves)
+    moved[:, :2] += sitter.bumps @ rng.normal(0, 0.035 * sitter.eye_distance, (sitter.bumps.shape[1], 2))
+    face = moved[: IRIS_POINTS.start]
+    turn, _ = cv2.Rodrigues(np.radians(rng.normal(0, [4, 6, 5])))
+    turned = ((moved - (face.min(0) + face.max(0)) / 2) @ turn.T)[:, :2]
+    # a tight crop, as of a face detector: from the hairline to the chin
+    zoom = CANVAS / (0.97 * np.ptp(face[:, 1])) * rng.normal(1, [0.05, 0.04])
+    return turned * zoom + CANVAS * (0.5 + rng.normal(0, 0.02, 2)), sitter.eye_distance * zoom[0]
+
+
+def _make_up(sitter: _Sitter, units: dict[str, float], rng: np.random.Generator) -> np.ndarray:
+    """The portrait (H,W) with the folds and creases of the expression, and brows and lips of a random darkness."""
+    fold = min(1, 0.3 + 0.7 * max(units["AU9"], units["AU10"], units["AU12"])) * rng.uniform(0.7, 1)
+    creases = sum(np.float32(35 * units[unit]) * crease for unit, crease in sitter.creases.items())
+    skin = sitter.skin + np.float32(fold) * sitter.folds - creases
+    brows, lips = rng.uniform([0.3, 0.1], [0.6, 0.3]).astype(np.float32)
+    return skin * (1 - brows * sitter.brows) * (1 - lips * sitter.lips)
+
+
+def _warp(picture: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Move the picture's points (P,2) to their targets on the canvas, and every triangle between them along."""
+    source, target = (np.delete(points, IRIS_POINTS, axis=0) for points in (source, target))  # lids may cover an iris
+    mesh = Triangulation(*target.T)
+    y, x = np.mgrid[1.5:CANVAS:3, 1.5:CANVAS:3]  # a map of every third pixel is fine enough, and nine times as fast
+    triangle = mesh.get_trifinder()(x, y)
+    planes = np.stack([mesh.calculate_plane_coefficients(column) for column in source.T])  # (2,T,3)
+    a, b, c = planes[:, triangle].transpose(3, 1, 2, 0)
+    where = a * x[..., None] + b * y[..., None] + c - 0.5
+    return cv2.remap(picture, cv2.resize(where.astype(np.float32), (CANVAS, CANVAS)), None, cv2.INTER_LINEAR)
+
+
+def _blend(canvas: np.ndarray, paint: np.ndarray, mask: np.ndarray) -> None:
+    canvas += (paint - canvas) * mask
+
+
+def _paint_eyes(canvas: np.ndarray, points: np.ndarray, eye_distance: float) -> None:
+    """Draw eyeballs between the lids: warping alone would stretch the iris when the lids part."""
+    for (upper, lower), iris in zip(EYES, IRIS_CENTRES, strict=True):
+        top, bottom = points[upper], points[lower]
+        middle = (points[iris] + (top.mean(0) + bottom.mean(0)) / 2) / 2
+        disc = np.zeros(canvas.shape, np.uint8)
+        centre, radius = np.round(middle * 16).astype(int).tolist(), round(0.085 * eye_distance * 16)
+        cv2.circle(disc, centre, radius, 255, -1, cv2.LINE_AA, shift=4)
+        _blend(canvas, 165 - 130 * _soften(disc, 1.0), 0.8 * _soft_shape(CANVAS, top, bottom, 1.0))
+
+
+def _paint_mouth(canvas: np.ndarray, points: np.ndarray, eye_distance: float, units: dict[str, float]) -> None:
+    """Draw the dark inside of an open mouth, and the upper teeth where the lips are drawn apart."""
+    top, bottom = points[MOUTH[0]], points[MOUTH[1]]
+    length = 0.1 * eye_distance * min(1, units["AU12"] + 0.7 * units["AU20"])
+    teeth = top + np.outer(np.sin(np.linspace(0, np.pi, len(top))) ** 0.5, [0, length])
+    inside = 35 + 150 * _soft_shape(CANVAS, top, teeth, 1.2)
+    opened = np.clip((bottom - top)[:, 1].max() / 4, 0, 1)
+    _blend(canvas, inside, opened * _soft_shape(CANVAS, top, bottom, 0.8))
+
+
+def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Light from one side, blur, contrast, brightness and noise of a camera: (48,48) uint8."""
+    x = np.linspace(-1, 1, SIZE)
+    light = 1 + rng.normal(0, 0.15) * x + rng.normal(0, 0.1) * x[:, None]
+    image = cv2.GaussianBlur(image * light, (0, 0), rng.uniform(0.2, 0.5))
+    image = (image - 128) * rng.uniform(0.75, 1.25) + 128 + rng.normal(0, 18)
+    image += rng.normal(0, rng.uniform(1, 5), image.shape)
+    return np.clip(np.round(image), 0, 255).astype(np.uint8)
+
+
+def _mirror(image: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Swap left and right, of the image and of what the landmarks are called."""
+    flipped = landmarks * np.float32([-1, 1]) + np.float32([1, 0])
+    return image[:, ::-1], flipped[[1, 0, 3, 2]]

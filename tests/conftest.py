@@ -1,0 +1,25 @@
+"""Shared fixtures: where the real data is, if this machine has it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def find_real_archive() -> Path | None:
+    """The real FER2013 archive: $FER_DATA, data/archive.zip, or ../shared/fer2013/archive.zip; None when absent."""
+    candidates = [ROOT / "data" / "archive.zip", ROOT.parent / "shared" / "fer2013" / "archive.zip"]
+    if os.environ.get("FER_DATA"):
+        candidates.insert(0, Path(os.environ["FER_DATA"]))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+@pytest.fixture(scope="session")
+def real_archive() -> Path:
+    """Path of the real archive.zip; the test is skipped, and says so, where there is none."""
+    path = find_real_archive()
+    if path is None:
+        pytest.skip("the real FER2013 archive is not on this machine (set FER_DATA to its path)")
+    return path
