@@ -1,0 +1,85 @@
+"""Figures that several notebooks draw. Each function returns the Figure; none saves or shows it."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fer_utils.data import EMOTIONS
+
+# Okabe & Ito (2008): seven colours that stay apart for colour-blind readers, one per emotion in FER2013's order.
+COLORS = dict(zip(EMOTIONS, ["#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2", "#56B4E9", "#595959"], strict=True))
+
+
+def use_style() -> None:
+    """Set the look of all figures; called once at the top of each notebook."""
+    sns.set_theme(context="notebook", style="whitegrid", palette=list(COLORS.values()), font="DejaVu Sans")
+    plt.rcParams.update(
+        {"figure.dpi": 96, "savefig.dpi": 144, "axes.titlesize": 12, "figure.constrained_layout.use": True}
+    )
+
+
+def plot_faces(images: np.ndarray, titles: list[str] | None = None, columns: int = 7, size: float = 1.25) -> Figure:
+    """Grid of faces. images: (n,48,48) on the scale 0-255; titles: n short texts, lines split by \\n."""
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    title_room = 0.19 * (1 + max(title.count("\n") for title in titles)) if titles else 0.02
+    fig, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * (size + title_room)), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for i, (ax, image) in enumerate(zip(axes.flat, images, strict=False)):
+        ax.imshow(image, cmap="gray", vmin=0, vmax=255)
+        if titles:
+            ax.set_title(titles[i], fontsize=8)
+    return fig
+
+
+def plot_confusion_matrix(counts: pd.DataFrame, ax: Axes | None = None) -> Figure:
+    """Row-normalized confusion matrix with counts. counts: (7,7), rows labelled, columns predicted."""
+    ax = ax or plt.subplots(figsize=(6.4, 5.4))[1]
+    totals = counts.sum(axis=1)
+    shares = counts.div(totals.clip(lower=1), axis=0)
+    texts = np.array(
+        [
+            [f"{s:.0%}\n{c}" for s, c in zip(*pair, strict=True)]
+            for pair in zip(shares.values, counts.values, strict=True)
+        ]
+    )
+    sns.heatmap(shares, annot=texts, fmt="", cmap="Blues", vmin=0, vmax=1, ax=ax, annot_kws={"fontsize": 8},
+                cbar_kws={"label": "share of the labelled class"})  # fmt: skip
+    ax.set(xlabel="predicted", ylabel="labelled (n)")
+    ax.set_yticklabels([f"{name} ({n})" for name, n in totals.items()], rotation=0)
+    ax.set_xticklabels(counts.columns, rotation=40, ha="right")
+    return ax.figure
+
+
+def plot_recall(recalls: pd.DataFrame, ax: Axes | None = None) -> Figure:
+    """Recall of each emotion with its 95 % interval, from metrics.per_class_recall; the dashed line is accuracy."""
+    ax = ax or plt.subplots(figsize=(7, 3.6))[1]
+    overall = recalls.loc[recalls.emotion == "all", "recall"].item()
+    rows = recalls[recalls.emotion != "all"]
+    errors = np.clip([rows.recall - rows.ci_low, rows.ci_high - rows.recall], 0, None)
+    ax.bar(rows.emotion, rows.recall, yerr=errors, capsize=4, color=[COLORS[e] for e in rows.emotion])
+    ax.axhline(overall, color="black", linestyle="--", linewidth=1)
+    ax.annotate(f"all\n{overall:.1%}", (1.01, overall), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+    ax.set(ylim=(0, 1), ylabel="recall (95 % interval)")
+    ax.set_xticks(range(len(rows)), [f"{e}\nn={n}" for e, n in zip(rows.emotion, rows.n, strict=True)])
+    ax.grid(axis="x", visible=False)
+    return ax.figure
+
+
+def plot_learning_curves(histories: dict[str, pd.DataFrame], best_epochs: dict[str, int]) -> Figure:
+    """Loss and accuracy over epochs, train (dotted) and val (solid), one colour per run; a dot at the chosen epoch."""
+    fig, axes = plt.subplots(1, 2, figsize=(10, 4.3))
+    for (label, history), color in zip(histories.items(), ["#0072B2", "#D55E00", "#009E73", "#CC79A7"], strict=False):
+        for ax, what in zip(axes, ("loss", "accuracy"), strict=True):
+            ax.plot(history.epoch, history[f"train_{what}"], ":", color=color, label=f"{label}: train")
+            ax.plot(history.epoch, history[f"val_{what}"], "-", color=color, label=f"{label}: val")
+            best = history[history.epoch == best_epochs[label]]
+            ax.plot(best.epoch, best[f"val_{what}"], "o", color=color, label=f"{label}: chosen epoch")
+            ax.set(xlabel="epoch", ylabel={"loss": "cross-entropy", "accuracy": "accuracy"}[what])
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=len(histories), fontsize=8)
+    return fig

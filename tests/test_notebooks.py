@@ -1,0 +1,72 @@
+"""Every notebook keeps to the course's form: stripped, one parameters cell, a question, takeaways and exercises."""
+
+import ast
+
+import nbformat
+import pytest
+
+from fer_utils.data import PROJECT_ROOT
+from fer_utils.stages import STAGES
+
+NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
+COMMON_PARAMETERS = {"data", "profile", "device", "out", "inputs"}
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def text_of(notebook, kind):
+    return [cell.source for cell in notebook.cells if cell.cell_type == kind]
+
+
+def test_every_notebook_is_a_stage_and_every_stage_a_notebook():
+    assert [path.stem for path in NOTEBOOKS] == [stage.name for stage in STAGES]
+
+
+def test_stripped(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None
+            assert set(cell.metadata) <= {"tags"}
+
+
+def test_one_parameters_cell_with_literals_only(notebook):
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(cells) == 1
+    names = set()
+    for statement in ast.parse(cells[0].source).body:
+        assert isinstance(statement, ast.Assign)
+        ast.literal_eval(statement.value)
+        names.add(statement.targets[0].id)
+    assert names >= COMMON_PARAMETERS
+
+
+def test_begins_with_a_question_and_ends_with_takeaways_and_exercises(notebook):
+    markdown = text_of(notebook, "markdown")
+    first_line = markdown[0].splitlines()[0]
+    assert first_line.startswith("# ") and first_line.endswith("?")
+    for section in ("You will learn", "Inputs", "Artifacts", "Time"):
+        assert section in markdown[0]
+    for section in ("## Takeaways", "Limits", "## Exercises", "**Next:**"):
+        assert section in markdown[-1]
+
+
+def test_has_expectations_and_checks(notebook):
+    assert sum("What do you expect?" in text for text in text_of(notebook, "markdown")) >= 2
+    assert sum("assert " in text for text in text_of(notebook, "code")) >= 3
+
+
+def test_has_an_explore_panel(notebook):
+    assert any(
+        text.lstrip().startswith(("explore(", "explore_run(")) or "\nexplore(" in text
+        for text in text_of(notebook, "code")
+    )
+
+
+def test_cells_are_short_and_explained(notebook):
+    code = text_of(notebook, "code")
+    assert len(notebook.cells) <= 50
+    assert sum(len(text.splitlines()) <= 15 for text in code) >= 0.85 * len(code)
+    assert max(len(text.splitlines()) for text in code) <= 25

@@ -1,0 +1,130 @@
+"""Reports: what is shown, what is written, and that all of it agrees."""
+
+import json
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import tiny_faces
+
+from fer_utils import report as report_module
+from fer_utils.data import PROJECT_ROOT
+from fer_utils.report import README_BEGIN, README_END, Report, build_report, results_table, update_readme
+
+ROW = {
+    **{"model": "cnn", "split": "test", "n": 3589, "seeds": 1, "accuracy": 0.61234, "accuracy_sd": float("nan")},
+    **{"ci_low": 0.59, "ci_high": 0.63, "macro_f1": 0.5512, "accuracy_no_duplicates": 0.6011, "params": 2456071},
+    **{"gmacs": 0.0243, "epochs": 3, "train_seconds": 10.0, "images_per_second": 900.0},
+}
+
+
+def publish(reports, standard=True, name="04_baseline_cnn"):
+    """Run a small notebook's worth of reporting and put it where the runner would publish it."""
+    report = Report(name, tiny_faces(standard=standard), profile="cpu", device="x86_64 CPU, 2 threads", out=reports)
+    fig, ax = plt.subplots()
+    ax.plot([1, 2], [3, 4])
+    report.figure(
+        fig, "04_curve", caption="A <curve>.", alt="A rising line.", data=pd.DataFrame({"x": [1, 2], "y": [3, 4]})
+    )
+    report.table(pd.DataFrame({"a": [0.123456, np.nan], "n": [35887, 2]}), "04_numbers", "Some numbers.", digits=2)
+    report.summary(**ROW)
+    report.claim(
+        claim="x", source="s", claimed="60 %", measured="61 %", ci_low=0.59, ci_high=0.63, n=3589, verdict="ok"
+    )
+    (reports / "manifests").mkdir(exist_ok=True)
+    (reports / "manifest.json").rename(reports / "manifests" / f"{name}.json")
+    return report
+
+
+def test_table_keeps_full_precision_in_csv_and_rounds_in_markdown(tmp_path):
+    publish(tmp_path)
+    assert "0.123456" in (tmp_path / "tables/04_numbers.csv").read_text()
+    markdown = (tmp_path / "tables/04_numbers.md").read_text()
+    assert "0.12 " in markdown and "0.1234" not in markdown and "35,887" in markdown and "| - " in markdown
+
+
+def test_figure_has_alt_text_and_its_data(tmp_path):
+    publish(tmp_path)
+    assert b"A rising line." in (tmp_path / "figures/04_curve.png").read_bytes()
+    assert pd.read_csv(tmp_path / "figures/04_curve.csv").y.tolist() == [3, 4]
+    assert plt.get_fignums() == []
+
+
+def test_same_inputs_give_the_same_bytes(tmp_path):
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        publish(tmp_path / run)
+        build_report(tmp_path / run, {"stages": {}})
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert len(files) >= 9
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_page_is_self_contained_and_holds_everything(tmp_path):
+    publish(tmp_path)
+    build_report(tmp_path, {"commit": "abc123"})
+    page = (tmp_path / "report.html").read_text()
+    assert 'alt="A rising line."' in page and "A &lt;curve&gt;." in page and "abc123" in page and "35,887" in page
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "the page loads something from elsewhere"
+    assert json.loads((tmp_path / "provenance.json").read_text()) == {"commit": "abc123"}
+
+
+def test_summary_and_claims_have_their_columns(tmp_path):
+    publish(tmp_path)
+    build_report(tmp_path, {})
+    summary = pd.read_csv(tmp_path / "summary.csv")
+    assert list(summary.columns) == report_module.SUMMARY_COLUMNS and summary.accuracy.item() == 0.61234
+    assert list(pd.read_csv(tmp_path / "tables/claims.csv").columns) == report_module.CLAIM_COLUMNS
+
+
+def test_rows_with_missing_or_misspelt_columns_are_refused(tmp_path):
+    report = Report("04", tiny_faces(), "cpu", "CPU", tmp_path)
+    with pytest.raises(ValueError, match="acuracy"):
+        report.summary(**ROW, acuracy=1)
+    with pytest.raises(ValueError, match="macro_f1"):
+        report.summary(**{k: v for k, v in ROW.items() if k != "macro_f1"})
+
+
+def test_non_standard_data_is_stamped_on_every_table(tmp_path):
+    publish(tmp_path, standard=False)
+    build_report(tmp_path, {})
+    assert "Non-standard data: 84 images" in (tmp_path / "tables/04_numbers.md").read_text()
+    assert "Non-standard data: 84 images" in (tmp_path / "report.html").read_text()
+
+
+def test_readme_gets_the_results_between_its_markers(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n{README_BEGIN}\nold\n{README_END}\nThe end.\n")
+    summary = pd.DataFrame([{"notebook": "04", "profile": "cpu", "device": "CPU", **ROW}])
+    update_readme(readme, summary)
+    text = readme.read_text()
+    assert "old" not in text and "61.2%" in text and text.startswith("# Title\n") and text.endswith("The end.\n")
+    update_readme(readme, summary)
+    assert readme.read_text() == text
+
+
+def test_readme_of_this_project_agrees_with_its_summary():
+    summary = pd.read_csv(PROJECT_ROOT / "reports" / "summary.csv")
+    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf8")
+    shown = text.split(README_BEGIN)[1].split(README_END)[0].strip()
+    assert shown == results_table(summary)
+
+
+def test_published_report_is_consistent():
+    """Class totals are official, recalls average to the accuracy, and the logits give the summary's numbers."""
+    tables = PROJECT_ROOT / "reports" / "tables"
+    counts = pd.read_csv(tables / "01_class_counts.csv").groupby("split").n.sum()
+    assert counts.to_dict() == {"train": 28709, "val": 3589, "test": 3589}
+    recall = pd.read_csv(tables / "04_recall.csv").set_index("emotion")
+    parts = recall.drop("all")
+    assert parts.n.sum() == recall.n["all"] and parts.hits.sum() == recall.hits["all"]
+    assert (parts.recall * parts.n).sum() / parts.n.sum() == pytest.approx(recall.recall["all"])
+    summary = pd.read_csv(PROJECT_ROOT / "reports" / "summary.csv")
+    test_labels = np.repeat(np.arange(7), pd.read_csv(tables / "01_class_counts.csv").query("split == 'test'").n)
+    for row in summary[(summary.split == "test") & (summary.notebook == "04_baseline_cnn")].itertuples():
+        with np.load(PROJECT_ROOT / "reports" / "predictions" / f"04_{row.model}.npz") as file:
+            hits = file["test"].argmax(2) == test_labels  # zip and folder rows are in class order
+        assert hits.mean() == pytest.approx(row.accuracy, abs=6e-4)  # float16 logits may tie
