@@ -6,6 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fer_utils.data import EMOTIONS
 
@@ -80,6 +81,7 @@ def plot_learning_curves(histories: dict[str, pd.DataFrame], best_epochs: dict[s
             best = history[history.epoch == best_epochs[label]]
             ax.plot(best.epoch, best[f"val_{what}"], "o", color=color, label=f"{label}: chosen epoch")
             ax.set(xlabel="epoch", ylabel={"loss": "cross-entropy", "accuracy": "accuracy"}[what])
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=len(histories), fontsize=8)
     return fig

@@ -97,7 +97,7 @@ def set_seed(seed: int) -> None:
 
 
 def select_device(name: str = "auto") -> torch.device:
-    """ "auto" takes the GPU when there is one; "cuda" without a GPU raises TrainingError instead of falling back."""
+    """Take the GPU for "auto" when there is one; "cuda" without a GPU raises TrainingError, it never falls back."""
     if name not in ("auto", "cpu", "cuda"):
         raise TrainingError(f'device is {name!r}; it must be "auto", "cpu" or "cuda"')
     if name == "cuda" and not torch.cuda.is_available():
@@ -225,7 +225,7 @@ def train_step(
 
 
 def fastest_precision(model: nn.Module, config: TrainConfig, device: torch.device, steps: int = 8) -> str:
-    """"bf16" where it saves at least a fifth of a training step of this model on this device, else "fp32".
+    """Return "bf16" where it saves at least a fifth of a training step of this model on this device, else "fp32".
 
     A GPU with native bf16 needs no measurement. On a CPU it depends on the model, so steps on noise are timed with
     copies, in turns, and the fastest counts: other work on the machine then hardly matters. The measurement changes

@@ -84,8 +84,9 @@ def show_once(figure: Figure) -> None:
 
 
 def _label(control: ipywidgets.Widget, name: str) -> None:
-    """Give a control its name as label, wide enough to be read, and redraw only when a slider is let go."""
+    """Give a control its name as label, room for both, and redraw only when a slider is let go."""
     control.description = control.description or name.replace("_", " ")
+    control.layout.width = control.layout.width or "22rem"
     control.style = {"description_width": "initial"}
     if hasattr(control, "continuous_update"):
         control.continuous_update = False
