@@ -1,0 +1,203 @@
+"""Run one notebook with papermill, and believe it only when every code cell has been executed without an error."""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TextIO
+
+from fer_utils.data import atomic_write
+from fer_utils.notebooks import UsageError
+
+KERNEL = "python3"
+
+
+class StageFailed(Exception):
+    """A notebook did not run to its end; the message names the cell and what went wrong."""
+
+
+def check_kernel() -> None:
+    """UsageError unless notebooks would run with this very Python, where fer_utils and the pinned versions are."""
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    repair = f"run: {sys.executable} -m ipykernel install --sys-prefix"
+    if importlib.util.find_spec("ipykernel") is None:
+        raise UsageError(f"this Python has no ipykernel; run: {sys.executable} -m pip install ipykernel")
+    try:
+        spec = KernelSpecManager().get_kernel_spec(KERNEL)
+    except NoSuchKernel:
+        raise UsageError(f"Jupyter finds no kernel named {KERNEL}; {repair}") from None
+    executable = spec.argv[0]
+    if Path(executable).is_absolute() and _prefix_of(executable) != sys.prefix:
+        place = f"{spec.resource_dir} starts {executable}"
+        raise UsageError(f"the kernel {KERNEL} belongs to another Python ({place}); delete that folder, or {repair}")
+
+
+def run_notebook(
+    notebook: Path, staged: Path, parameters: Mapping[str, object], cell_seconds: int, show: TextIO, log: TextIO
+) -> None:
+    """Execute a notebook in its own folder and write it, with outputs, to `staged`.
+
+    cell_seconds: the longest that one cell may take. show, log: where the kernel's stdout and stderr go while it runs.
+    Raises StageFailed, with the executed notebook so far in `staged`.
+    """
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    os.environ["FER_HEADLESS"] = "1"  # explore panels draw once and fail loudly: nobody is there to move a slider
+    problem = None
+    try:
+        papermill.execute_notebook(
+            _escaped(notebook),
+            _escaped(staged),
+            parameters=dict(parameters),
+            kernel_name=KERNEL,
+            language="python",
+            cwd=notebook.parent,
+            progress_bar=False,
+            stdout_file=show,
+            stderr_file=log,
+            start_timeout=120,
+            execution_timeout=cell_seconds,
+            iopub_timeout=120,  # of 4 seconds by default, too short while two cores are busy
+            coalesce_streams=True,  # else the pieces in which printed text arrived would differ from run to run
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # not what it says about its own start and end
+        )
+    except papermill.PapermillExecutionError as error:
+        problem = f"{error.ename}: {error.evalue}"
+    except CellTimeoutError:
+        problem = f"it ran longer than {cell_seconds / 60:.3g} minutes and was stopped"
+    except DeadKernelError:
+        problem = "the kernel died (killed, or out of memory)"
+    except Exception as error:  # papermill, nbclient and zmq raise many unrelated types when a kernel does not answer
+        problem = f"papermill gave up ({type(error).__name__}: {error}); details are in the log"
+        logging.exception(problem)
+    if problem:
+        raise StageFailed(f"{last_started(staged)}: {problem}")
+    check_completed(staged)
+
+
+def check_completed(staged: Path) -> None:
+    """StageFailed unless every code cell has been executed without an error.
+
+    papermill itself takes a sys.exit(0) or a cell with the tag skip-execution for success.
+    """
+    for number, cell in enumerate(_code_cells(staged), start=1):
+        errors = [output for output in cell["outputs"] if output["output_type"] == "error"]
+        if errors:
+            raise StageFailed(f"{_describe(number, cell)}: {errors[0]['ename']}: {errors[0]['evalue']}")
+        if cell["execution_count"] is None:
+            raise StageFailed(f"{_describe(number, cell)}: it was not executed")
+
+
+def last_started(staged: Path) -> str:
+    """The last cell that papermill started, in words."""
+    started = "before the first code cell"
+    for number, cell in enumerate(_code_cells(staged), start=1):
+        if cell["metadata"]["papermill"]["start_time"]:
+            started = _describe(number, cell)
+    return started
+
+
+def clean_notebook(staged: Path, names: Mapping[str, str]) -> None:
+    """Make an executed notebook the same on every machine: no absolute paths, times, random ids or dead widgets.
+
+    names: absolute path -> what to write instead of it; "" for a folder makes paths below it relative to it.
+    """
+    notebook = json.loads(staged.read_text(encoding="utf-8"))
+    for key in ("papermill", "widgets"):
+        notebook["metadata"].pop(key, None)
+    for cell in notebook["cells"]:
+        cell["metadata"].pop("papermill", None)
+        cell["metadata"].pop("execution", None)
+        if "injected-parameters" in cell["metadata"].get("tags", ()):
+            cell["id"] = "injected-parameters"
+        for output in cell.get("outputs", ()):
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    text = json.dumps(_renamed(notebook, names), indent=1, ensure_ascii=False) + "\n"
+    atomic_write(staged, text.encode())
+
+
+@contextlib.contextmanager
+def measure_memory() -> Iterator[dict[str, int]]:
+    """Gives a dict that after the `with` block holds "peak_memory_mb": resident memory of all child processes."""
+    facts, done = {"peak_memory_mb": 0}, threading.Event()
+    watcher = threading.Thread(target=_watch_memory, args=(facts, done), daemon=True)
+    watcher.start()
+    try:
+        yield facts
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _watch_memory(facts: dict[str, int], done: threading.Event) -> None:
+    import psutil
+
+    runner = psutil.Process()
+    while not done.wait(0.5):
+        total = 0
+        for child in runner.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                total += child.memory_info().rss
+        facts["peak_memory_mb"] = max(facts["peak_memory_mb"], round(total / 1e6))
+
+
+def _escaped(path: Path) -> str:
+    """The path for papermill, which takes {} in it for something to fill in."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _prefix_of(executable: str) -> str | None:
+    """Which environment (sys.prefix) a Python belongs to; None when it cannot be started."""
+    command = [executable, "-c", "import sys; print(sys.prefix)"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _code_cells(staged: Path) -> list[dict]:
+    """The code cells as numbered for people: neither empty ones nor the one that papermill injected."""
+    cells = json.loads(staged.read_text(encoding="utf-8"))["cells"] if staged.is_file() else []
+    return [
+        cell
+        for cell in cells
+        if cell["cell_type"] == "code"
+        and "".join(cell["source"]).strip()
+        and "injected-parameters" not in cell["metadata"]["tags"]
+    ]
+
+
+def _describe(number: int, cell: dict) -> str:
+    first_line = "".join(cell["source"]).strip().splitlines()[0]
+    return f"code cell {number} (which begins with {first_line[:60]!r})"
+
+
+def _renamed(value: object, names: Mapping[str, str]) -> object:
+    """The value with the paths in all its texts replaced, but for images, where they could only match by accident."""
+    if isinstance(value, str):
+        for path, name in names.items():
+            value = _rename_path(value, path, name)
+        return value
+    if isinstance(value, list):
+        return [_renamed(item, names) for item in value]
+    if isinstance(value, dict):
+        return {key: item if key.startswith("image/") else _renamed(item, names) for key, item in value.items()}
+    return value
+
+
+def _rename_path(text: str, path: str, name: str) -> str:
+    for spelling in (path, path.encode("unicode_escape").decode()):  # papermill writes parameters escaped
+        begin, end = r"(?<![\w.~-])" + re.escape(spelling), r"(?![\w.-])"
+        if not name:
+            text = re.sub(begin + "/", "", text)
+        text = re.sub(begin + end, lambda _: name or ".", text)
+    return text

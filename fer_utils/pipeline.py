@@ -1,0 +1,305 @@
+"""The runner behind ./run_all.sh: runs the notebooks that are not up to date and publishes what they make.
+
+    planning.py     settles data, profile, device and parameters, and why each stage has to run
+    freshness.py    what a stage depends on, and whether it is up to date
+    execution.py    runs one notebook and checks that it really ran
+    publish.py      brings its files to where they belong
+
+Exit codes: 0 all good; 1 a stage failed; 2 nothing was started (bad usage, unusable data, another run at work);
+130 interrupted.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TextIO
+
+from fer_utils.data import PROJECT_ROOT, DataError, atomic_write
+from fer_utils.execution import StageFailed, check_kernel, clean_notebook, measure_memory, run_notebook
+from fer_utils.freshness import content_hash, damaged, read_begun, read_stamp, write_begun, write_stamp
+from fer_utils.notebooks import UsageError
+from fer_utils.planning import Planned, Run, describe_plan, describe_stages, duration, make_plan, prepare, why_run
+from fer_utils.provenance import earlier_stages, gather_provenance
+from fer_utils.publish import Folders, check_writable, publish
+from fer_utils.stages import PROFILES, STAGES, Stage
+
+REPORT_FILES = ("summary.csv", "tables/claims.csv", "provenance.json", "report.html")
+
+
+def main(argv: Sequence[str] | None = None, root: Path = PROJECT_ROOT, stages: tuple[Stage, ...] = STAGES) -> int:
+    """Run the stages as the command line asks; returns the exit code."""
+    options = parse_options(argv)
+    if options.list:
+        print(describe_stages(stages))
+        return 0
+    try:
+        lock = contextlib.nullcontext() if options.dry_run else one_at_a_time(root)
+        with sigterm_like_ctrl_c(), lock:
+            run = prepare(options, root, stages)
+            plan = make_plan(run)
+            print(describe_plan(run, plan))
+            return 0 if options.dry_run else run_stages(run, plan)
+    except (UsageError, DataError) as error:
+        print(f"run_all.sh: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted. What was published is intact; the next ./run_all.sh goes on from here.", file=sys.stderr)
+        return 130
+
+
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; argparse itself ends the program with exit code 2 for what it does not know."""
+    parser = argparse.ArgumentParser(
+        prog="run_all.sh",
+        description="Run every notebook and build the report from what they make. What is up to date is not run again.",
+        epilog="Exit codes: 0 all good; 1 a stage failed; 2 nothing was started; 130 interrupted.",
+    )
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--data", default="auto", help="path of FER2013, or sample; auto looks in $FER_DATA and data/")
+    data.add_argument("--download", action="store_true", help="download FER2013 from Kaggle first")
+    parser.add_argument(
+        "--profile",
+        choices=PROFILES,
+        help="sample: the embedded sample, minutes; cpu: FER2013 overnight; full: FER2013 on a GPU, several seeds"
+        " (default: full with data and a GPU, cpu with data, else sample)",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    selection = parser.add_mutually_exclusive_group()
+    selection.add_argument("--only", metavar="04,07", help="run these stages only")
+    selection.add_argument("--from", dest="start", metavar="05", help="run this stage and those after it")
+    parser.add_argument("--force", action="store_true", help="run stages even when they are up to date")
+    parser.add_argument("--list", action="store_true", help="list the stages and stop")
+    parser.add_argument("--dry-run", action="store_true", help="show what would run, and why, and stop")
+    parser.add_argument(
+        *("-p", "--parameter"),
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set a parameter of the notebooks that declare it; results go to outputs/custom/; may be repeated",
+    )
+    return parser.parse_args(argv)
+
+
+@contextlib.contextmanager
+def one_at_a_time(root: Path) -> Iterator[None]:
+    """Hold the project's lock; UsageError with the other run's pid when there is one.
+
+    The operating system frees the lock when its owner ends, however it ends; the file itself says nothing.
+    """
+    path = root / "outputs" / "work" / "lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("a+")
+    except OSError as error:
+        raise UsageError(f"cannot write to {path.parent} ({error.strerror}); make it writable and run again") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UsageError(f"another run is at work here (pid {lock.read()}); wait for it, or end it first") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+@contextlib.contextmanager
+def sigterm_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM end the run as Ctrl-C does, with the kernel stopped."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Screen:
+    """The terminal and the log file at once. papermill writes what notebooks print here, as to a file."""
+
+    def __init__(self, log: TextIO) -> None:
+        """log: open for writing."""
+        self.log = log
+
+    def write(self, text: str) -> None:
+        """Write text as it is."""
+        sys.stdout.write(text)
+        self.log.write(text)
+
+    def flush(self) -> None:
+        """Make what was written visible now."""
+        sys.stdout.flush()
+        self.log.flush()
+
+    def say(self, text: str) -> None:
+        """Write one line of the runner itself, in the log with the time."""
+        print(text, flush=True)
+        self.log.write(f"--- {datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
+        self.log.flush()
+
+
+def run_stages(run: Run, plan: list[Planned]) -> int:
+    """Run what the plan says, publish each stage as it ends, and build the report; returns the exit code."""
+    waiting = [planned for planned in plan if planned.reasons]
+    if not waiting and report_is_intact(run.folders):
+        return 0
+    check_writable(run.folders)
+    if waiting:
+        check_kernel()
+    provenance = gather_provenance(run.root, run.faces, Path(run.source).name, run.device, run.profile)
+    with open_screen(run.folders.work / "run.log") as screen:
+        screen.log.write(describe_plan(run, plan) + "\n")
+        code = {key: provenance[key] for key in ("commit", "dirty")}
+        failed = run_waiting(run, waiting, code, screen)
+        make_report(run.folders, provenance, screen)
+        if failed:
+            screen.say(f"FAILED or skipped: {', '.join(failed)}. The log is {run.folders.work / 'run.log'}")
+    return 1 if failed else 0
+
+
+def run_waiting(run: Run, waiting: Sequence[Planned], code: Mapping, screen: Screen) -> list[str]:
+    """Run the stages one after the other; returns the names of those that failed or could not run for that reason."""
+    failed: list[str] = []
+    for position, planned in enumerate(waiting):
+        stage = planned.stage
+        left = sum(later.minutes for later in waiting[position:])
+        screen.say(f"[{position + 1}/{len(waiting)}] {stage.name} (time left for all: {duration(left)})")
+        missing = [need for need in stage.needs if need in failed]
+        if missing:
+            failed.append(stage.name)
+            screen.say(f"{stage.name} is skipped: it needs {', '.join(missing)}")
+        elif not why_run(run, stage):
+            screen.say(f"{stage.name} is up to date after all: the files it needs came out the same")
+        else:
+            try:
+                seconds = run_stage(run, stage, code, screen)
+                screen.say(f"{stage.name} is done after {duration(seconds / 60)}")
+            except StageFailed as error:
+                failed.append(stage.name)
+                screen.say(f"{stage.name} FAILED at {error}\n  the notebook so far: {notebook_of(run, stage)}")
+    return failed
+
+
+def run_stage(run: Run, stage: Stage, code: Mapping, screen: Screen) -> float:
+    """Run one notebook in its staging folder and publish what it made; returns the seconds that took."""
+    staging, depends, started = run.folders.staging(stage.name), run.depends(stage), time.monotonic()
+    prepare_staging(staging, depends, run.force)
+    minutes = stage.timeout_minutes or max(10, 10 * stage.minutes[run.profile])
+    notebook = run.root / "notebooks" / f"{stage.name}.ipynb"
+    with measure_memory() as memory:
+        run_notebook(notebook, notebook_of(run, stage), injected(run, stage), round(60 * minutes), screen, screen.log)
+    check_gives(stage, staging)
+    clean_notebook(notebook_of(run, stage), public_names(run))
+    facts = {
+        "seconds": round(time.monotonic() - started, 1),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": run.device,
+        "profile": run.profile,
+        "parameters": run.parameters[stage.name],
+        **memory,
+        **code,
+    }
+    try:
+        earlier = read_stamp(run.folders.stamp(stage.name)) or {"outputs": ()}
+        outputs = publish(stage.name, run.folders, earlier["outputs"])
+        write_stamp(run.folders.stamp(stage.name), depends, outputs, facts)
+    except OSError as error:
+        raise StageFailed(f"its end: what it made cannot be published ({error}); it will run again") from error
+    shutil.rmtree(staging)
+    return facts["seconds"]
+
+
+def injected(run: Run, stage: Stage) -> dict[str, object]:
+    """The values for the notebook's parameters cell: what the runner knows, the profile's values, those set by hand."""
+    return {
+        "data": run.source,
+        "profile": run.profile,
+        "device": run.device,
+        "out": str(run.folders.staging(stage.name)),
+        "inputs": str(run.inputs[stage.name].reports),
+        **run.parameters[stage.name],
+    }
+
+
+def check_gives(stage: Stage, staging: Path) -> None:
+    """StageFailed when a declared file is missing or empty."""
+    for give in stage.gives:
+        if not (staging / give).is_file() or not (staging / give).stat().st_size:
+            raise StageFailed(f"its end: it did not write {give}")
+
+
+def notebook_of(run: Run, stage: Stage) -> Path:
+    """Where a stage's executed notebook lies while it runs."""
+    return run.folders.staging(stage.name) / "notebook.ipynb"
+
+
+def public_names(run: Run) -> dict[str, str]:
+    """Absolute paths of this machine -> what published notebooks say instead."""
+    names = {} if run.source == "sample" else {run.source: Path(run.source).name}
+    home = str(Path.home())
+    return names | {str(run.root): ""} | ({} if home == "/" else {home: "~"})
+
+
+def prepare_staging(staging: Path, depends: Mapping, force: bool) -> None:
+    """Empty a stage's folder, but keep the training of a stopped run that depended on exactly the same things."""
+    resume = not force and read_begun(staging) == depends
+    staging.mkdir(parents=True, exist_ok=True)
+    for path in staging.iterdir():
+        if not (resume and path.name == "training"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_begun(staging, depends)
+
+
+@contextlib.contextmanager
+def open_screen(path: Path) -> Iterator[Screen]:
+    """Open the log file of a run; what papermill and others log goes there, too."""
+    with path.open("w", encoding="utf-8") as log:
+        handler = logging.StreamHandler(log)
+        logging.getLogger().addHandler(handler)
+        try:
+            yield Screen(log)
+        finally:
+            logging.getLogger().removeHandler(handler)
+
+
+def make_report(folders: Folders, provenance: Mapping, screen: Screen) -> None:
+    """Build the report from all that is published, and remember its files, to notice when one is damaged."""
+    stages = published_facts(folders)
+    if not stages:
+        return
+    from fer_utils.report import build_report  # imports pandas and matplotlib: too slow for a run with nothing to do
+
+    build_report(folders.reports, {**provenance, "stages": earlier_stages(folders.reports) | stages})
+    made = [path for name in REPORT_FILES if (path := folders.reports / name).is_file()]
+    hashes = {path.relative_to(folders.root).as_posix(): content_hash(path) for path in made}
+    atomic_write(folders.stamp("report"), json.dumps(hashes, indent=1).encode())
+    screen.say(f"The report is {folders.reports / 'report.html'}")
+
+
+def published_facts(folders: Folders) -> dict[str, dict]:
+    """The facts of the last run of every stage whose published files are intact."""
+    stamps = {path.stem: read_stamp(path) for path in sorted(folders.stamp("*").parent.glob("*.json"))}
+    return {name: s["facts"] for name, s in stamps.items() if s and not damaged(s["outputs"], folders.root)}
+
+
+def report_is_intact(folders: Folders) -> bool:
+    """Whether the files that build_report wrote are there, unchanged."""
+    try:
+        hashes = json.loads(folders.stamp("report").read_text(encoding="utf-8"))
+        return not damaged(hashes, folders.root)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+"""What will run, on what, and why: settled and checked before the first notebook starts."""
+
+import argparse
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fer_utils.data import FER2013, HOW_TO_GET, download_fer2013, find_data, load_data
+from fer_utils.freshness import content_hash, damaged, dependencies, differences, read_begun, read_stamp
+from fer_utils.notebooks import (
+    CodeCell,
+    UsageError,
+    assign_overrides,
+    check_known,
+    check_value,
+    declared_parameters,
+    read_code_cells,
+)
+from fer_utils.publish import Folders
+from fer_utils.stages import PROFILES, Stage
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that is settled before the first notebook starts.
+
+    stages: those selected. cells and parameters: per stage, its code cells and the values that replace its defaults.
+    inputs: per stage, the folder with the reports it reads and the stamps that belong to them. source: the data as
+    notebooks are told, an absolute path or "sample".
+    """
+
+    root: Path
+    folders: Folders
+    stages: tuple[Stage, ...]
+    cells: Mapping[str, list[CodeCell]]
+    parameters: Mapping[str, dict[str, object]]
+    inputs: Mapping[str, Folders]
+    faces: FER2013
+    source: str
+    profile: str
+    device: str
+    force: bool
+
+    def depends(self, stage: Stage) -> dict:
+        """What the stage's result depends on, as things are now."""
+        return dependencies(
+            cells=self.cells[stage.name],
+            parameters=self.parameters[stage.name],
+            package=self.root / "fer_utils",
+            data=f"{self.faces.form} {self.faces.fingerprint}",
+            device=self.device,
+            profile=self.profile,
+            inputs=self._input_hashes(stage),
+        )
+
+    def _input_hashes(self, stage: Stage) -> dict[str, str | None]:
+        stamps = [read_stamp(self.inputs[stage.name].stamp(need)) for need in stage.needs]
+        return {file: content_hash(self.root / file) for stamp in stamps if stamp for file in stamp["outputs"]}
+
+
+# --- Settle -----------------------------------------------------------------------------------------------------------
+
+
+def prepare(options: argparse.Namespace, root: Path, stages: tuple[Stage, ...]) -> Run:
+    """Check the options, settle parameters, device and profile, and load the data.
+
+    UsageError or DataError, one plain sentence, for everything that can be refused before a notebook starts.
+    """
+    selected = select_stages(stages, options.only, options.start)
+    cells = {stage.name: read_code_cells(root / "notebooks" / f"{stage.name}.ipynb") for stage in selected}
+    declared = {name: declared_parameters(codes) for name, codes in cells.items()}
+    overrides = assign_overrides(options.parameter, declared)
+    device = choose_device(options.device)
+    wanted = wanted_data(options)
+    path = find_data(wanted)
+    profile = choose_profile(options.profile, path, device)
+    parameters = {
+        stage.name: stage_parameters(stage, profile, declared[stage.name]) | overrides[stage.name] for stage in selected
+    }
+    usual = Folders.of(root, profile, custom=False)
+    folders = Folders.of(root, profile, custom=bool(options.parameter))
+    return Run(
+        root=root,
+        folders=folders,
+        stages=selected,
+        cells=cells,
+        parameters=parameters,
+        inputs={stage.name: choose_inputs(stage, selected, folders, usual) for stage in selected},
+        faces=load_data(path or wanted),
+        source=str(path or "sample"),
+        profile=profile,
+        device=device,
+        force=options.force,
+    )
+
+
+def select_stages(stages: tuple[Stage, ...], only: str | None, start: str | None) -> tuple[Stage, ...]:
+    """The stages that --only or --from name, in running order; all of them without either."""
+    if only:
+        wanted = {find_stage(stages, name) for name in only.split(",")}
+        return tuple(stage for stage in stages if stage.name in wanted)
+    if start:
+        first = find_stage(stages, start)
+        return stages[[stage.name for stage in stages].index(first) :]
+    return stages
+
+
+def find_stage(stages: tuple[Stage, ...], name: str) -> str:
+    """The full name of the stage called `name` or by its number: 04, 4 and 04_baseline_cnn are the same."""
+    names = [stage.name for stage in stages]
+    found = [full for full in names if full == name.strip() or full.split("_")[0] == name.strip().zfill(2)]
+    if not found:
+        raise UsageError(f"there is no stage {name!r}; there are {', '.join(names)}")
+    return found[0]
+
+
+def choose_device(wanted: str) -> str:
+    """The device to use, "cpu" or "cuda"; UsageError when CUDA is asked for but absent."""
+    found = wanted != "cpu" and cuda_is_available()
+    if wanted == "cuda" and not found:
+        raise UsageError("--device cuda: PyTorch finds no CUDA GPU here; leave the option out to use the CPU")
+    return "cuda" if found else "cpu"
+
+
+def cuda_is_available() -> bool:
+    """Whether PyTorch can use a GPU; it is only asked (which takes seconds) where there is an NVIDIA driver at all."""
+    if not (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def wanted_data(options: argparse.Namespace) -> str | Path:
+    """What `find_data` shall look for; a relative path is taken from where the user stands."""
+    if options.profile == "sample":
+        if options.download or options.data not in ("auto", "sample"):
+            raise UsageError("--profile sample always uses the embedded sample; leave out --data, or the profile")
+        return "sample"
+    if options.download:
+        return download_fer2013()
+    return options.data if options.data in ("auto", "sample") else Path(options.data).expanduser().absolute()
+
+
+def choose_profile(asked: str | None, path: Path | None, device: str) -> str:
+    """The profile asked for, else the one that suits data and device; the sample never stands in for real data."""
+    if asked in ("cpu", "full") and path is None:
+        raise UsageError(f"--profile {asked} needs FER2013, and none was found; {HOW_TO_GET}")
+    if asked or path is None:
+        return asked or "sample"
+    return "full" if device == "cuda" else "cpu"
+
+
+def stage_parameters(stage: Stage, profile: str, declared: Mapping[str, object]) -> dict[str, object]:
+    """The stage's values for this profile; UsageError when its notebook does not declare one of them."""
+    values = dict(stage.params.get(profile, {}))
+    for name, value in values.items():
+        check_known(name, declared)
+        check_value(name, value)
+    return values
+
+
+def choose_inputs(stage: Stage, selected: Iterable[Stage], folders: Folders, usual: Folders) -> Folders:
+    """Where the results lie that a stage reads: this run's folders, or the usual ones if it makes none of them itself.
+
+    UsageError when there are no results of a stage that it needs.
+    """
+    running = [other.name for other in selected if other.name in stage.needs]
+    source = folders if running else usual
+    for need in stage.needs:
+        if need not in running and read_stamp(source.stamp(need)) is None:
+            place = source.reports.relative_to(source.root)
+            raise UsageError(f"{stage.name} needs results of {need}, and {place} has none; run that stage as well")
+    return source
+
+
+# --- Plan -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage with the reasons to run it (none: it is up to date) and the minutes it is expected to take."""
+
+    stage: Stage
+    reasons: list[str]
+    minutes: float
+
+
+def make_plan(run: Run) -> list[Planned]:
+    """For every selected stage why it has to run, counting on new files from the stages before it."""
+    plan: list[Planned] = []
+    for stage in run.stages:
+        renewed = [earlier.stage.name for earlier in plan if earlier.reasons and earlier.stage.name in stage.needs]
+        reasons = why_run(run, stage) or [f"needs {name}, which runs" for name in renewed]
+        plan.append(Planned(stage, reasons, expected_minutes(run, stage)))
+    return plan
+
+
+def why_run(run: Run, stage: Stage) -> list[str]:
+    """Why the stage has to run, in words; empty when it is up to date."""
+    if run.force:
+        return ["forced"]
+    depends, path = run.depends(stage), run.folders.stamp(stage.name)
+    stamp, begun = read_stamp(path), read_begun(run.folders.staging(stage.name))
+    if stamp:
+        reasons = differences(stamp["depends"], depends) or damaged(stamp["outputs"], run.root)
+    elif path.exists():
+        reasons = ["its stamp is damaged"]
+    else:
+        reasons = ["did not finish last time" if begun else "first run"]
+    return [*reasons, "resumes its training"] if reasons and begun == depends else reasons
+
+
+def expected_minutes(run: Run, stage: Stage) -> float:
+    """Minutes that the stage will take: as measured last time on the same profile and device, else as declared."""
+    stamp = read_stamp(run.folders.stamp(stage.name))
+    if stamp and (stamp["depends"]["profile"], stamp["depends"]["device"]) == (run.profile, run.device):
+        return stamp["facts"]["seconds"] / 60
+    return stage.minutes[run.profile]
+
+
+def describe_stages(stages: Iterable[Stage]) -> str:
+    """The list of stages, with what they need and about how long they take."""
+    lines = [f"{'stage':<26}" + "".join(f"{profile:>12}" for profile in PROFILES) + "   needs"]
+    for stage in stages:
+        times = "".join(f"{duration(stage.minutes[profile]):>12}" for profile in PROFILES)
+        lines.append(f"{stage.name:<26}{times}   {', '.join(stage.needs) or 'the data only'}")
+    return "\n".join(lines)
+
+
+def describe_plan(run: Run, plan: Iterable[Planned]) -> str:
+    """The plan in words: data, profile, device, what runs and why, and how long it takes."""
+    data = "embedded sample" if run.source == "sample" else Path(run.source).name
+    lines = [f"Data: {data}. Profile: {run.profile}. Device: {run.device}. Report: {run.folders.reports}"]
+    for planned in plan:
+        runs = f"run         {planned.stage.name} ({duration(planned.minutes)}): {'; '.join(planned.reasons)}"
+        lines.append(f"  {runs}" if planned.reasons else f"  up to date  {planned.stage.name}")
+    minutes = [planned.minutes for planned in plan if planned.reasons]
+    lines.append(f"Expected time: {duration(sum(minutes))}." if minutes else "Nothing to do: all is up to date.")
+    return "\n".join(lines)
+
+
+def duration(minutes: float) -> str:
+    """Minutes in words, rounded as an estimate deserves."""
+    if minutes < 1:
+        return "under 1 min"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

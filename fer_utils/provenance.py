@@ -1,0 +1,75 @@
+"""Where results come from: code, data, versions, machine, and the facts of every stage's last run."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from fer_utils.data import FER2013
+
+PACKAGES = (
+    *("torch", "torchvision", "numpy", "pandas", "scikit-learn", "opencv-contrib-python", "mediapipe"),
+    *("matplotlib", "papermill", "ipykernel"),
+)
+
+
+def gather_provenance(root: Path, faces: FER2013, source: str, device: str, profile: str) -> dict[str, object]:
+    """What may differ between two runs that give the same results. source: the data's file name."""
+    return {
+        **code_state(root),
+        "data": {
+            "form": faces.form,
+            "fingerprint": faces.fingerprint,
+            "standard": faces.standard,
+            "source": source,
+            "notes": list(faces.notes),
+        },
+        "versions": package_versions(),
+        "device": device_name(device),
+        "profile": profile,
+    }
+
+
+def earlier_stages(reports: Path) -> dict:
+    """The facts per stage from the last provenance.json in `reports`; empty where there is none that can be read."""
+    try:
+        return dict(json.loads((reports / "provenance.json").read_text(encoding="utf-8"))["stages"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def code_state(root: Path) -> dict[str, object]:
+    """commit, and whether the code differs from it (dirty); both None outside a git checkout.
+
+    A run rewrites reports and executed notebooks itself, so these do not count.
+    """
+    commit = _git(root, "rev-parse", "HEAD")
+    changed = _git(root, "status", "--porcelain", "--", ".", ":!reports", ":!outputs", ":!README.md")
+    return {"commit": commit or None, "dirty": None if changed is None else bool(changed)}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on, as far as they are installed."""
+    installed = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions()}
+    return {"python": platform.python_version()} | {name: installed[name] for name in PACKAGES if name in installed}
+
+
+def device_name(device: str) -> str:
+    """The name of the GPU, or the kind of processor with the number of cores this process may use."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{platform.machine()} CPU, {cores} cores"
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What a git command prints; None when there is no git or no checkout."""
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,49 @@
+"""The stages of a full run, in the order in which they run: one notebook each. Declarations only, no logic."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+PROFILES = ("sample", "cpu", "full")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One notebook of the run.
+
+    name: the notebook's file name without ".ipynb".
+    gives: files that it must have written when it ends, relative to its folder `out`.
+    minutes: how long it takes per profile, for the plan; a measured time replaces it after the first run.
+    needs: names of the stages whose published files it reads; they come earlier in STAGES.
+    params: values per profile for its parameters cell.
+    timeout_minutes: the longest that one cell may take; None: ten times `minutes`, at least ten minutes.
+    """
+
+    name: str
+    gives: tuple[str, ...]
+    minutes: Mapping[str, float]
+    needs: tuple[str, ...] = ()
+    params: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    timeout_minutes: float | None = None
+
+
+STAGES = (
+    Stage(
+        name="01_exploration",
+        gives=("tables/01_class_counts.csv", "tables/01_duplicates.csv", "tables/01_near_duplicates.csv"),
+        minutes={"sample": 0.5, "cpu": 1, "full": 1},
+    ),
+    Stage(
+        name="04_baseline_cnn",
+        gives=(
+            "tables/04_results.csv",
+            "tables/04_recall.csv",
+            "predictions/04_baseline_cnn.npz",
+            "predictions/04_baseline_cnn_no_augmentation.npz",
+        ),
+        minutes={"sample": 1, "cpu": 30, "full": 3},
+        params={
+            "sample": {"epochs": 8, "batch_size": 32},
+            "full": {"epochs": 60, "seeds": [0, 1, 2, 3, 4]},
+        },
+    ),
+)

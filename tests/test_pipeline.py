@@ -1,0 +1,779 @@
+"""The runner, on tiny notebooks in a folder of their own: plan, run, publish, and everything that can go wrong."""
+
+import errno
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, redirect_stdout, suppress
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import psutil
+import pytest
+
+from fer_utils import execution, freshness, pipeline, planning, publish
+from fer_utils.data import FER2013, DataError
+from fer_utils.notebooks import CodeCell, UsageError, assign_overrides, check_value, declared_parameters, typed
+from fer_utils.provenance import code_state
+from fer_utils.stages import Stage
+
+PARAMETERS = """\
+data = "auto"
+profile = "cpu"
+device = "auto"
+out = "outputs/my_run"
+inputs = "reports"
+"""
+BEGIN = """\
+from pathlib import Path
+out = Path(out)
+with open("../runs.txt", "a") as runs:
+    print(out.name, file=runs)
+def write(name, text):
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    (out / name).write_text(text)
+"""
+COUNT = BEGIN + "write('tables/01_count.csv', 'n\\n1\\n'); write('figures/01_count.csv', 'n\\n1\\n')"
+TRAIN = f"""\
+import sys, time
+sys.path.insert(0, "..")
+from fer_utils import helper
+{BEGIN}
+print("epoch  1/2  left 1 min", out, data, flush=True)
+time.sleep(0.2)
+print("epoch  2/2  left 0 min", flush=True)
+write("checkpoints/last.txt", (Path(inputs) / "tables/01_count.csv").read_text())
+write("predictions/02_train.csv", f"epochs {{epochs}} lr {{lr}}")
+write("manifest.json", "{{}}")
+"""
+MINUTES = {"sample": 0.1, "cpu": 0.1, "full": 0.1}
+COUNTING = Stage("01_count", gives=("tables/01_count.csv",), minutes=MINUTES)
+TRAINING = Stage(
+    "02_train",
+    gives=("predictions/02_train.csv",),
+    minutes=MINUTES,
+    needs=("01_count",),
+    params={"cpu": {"epochs": 2}, "full": {"epochs": 9}},
+)
+STAGES = (COUNTING, TRAINING)
+
+
+def cell(source: str, tags: tuple[str, ...] = (), **more: object) -> dict:
+    return {
+        "cell_type": "code",
+        "metadata": {"tags": list(tags)},
+        "execution_count": None,
+        "outputs": [],
+        "source": source,
+    } | more
+
+
+class Project:
+    """A project folder with notebooks, run with stand-ins for the data and the report."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.stages = STAGES
+        self.fingerprint = "f00d"
+
+    def write_notebook(self, name: str, *cells: dict, parameters: str = "") -> None:
+        markdown = {"cell_type": "markdown", "metadata": {}, "source": f"# {name}"}
+        cells = (markdown, cell(PARAMETERS + parameters, ("parameters",)), *cells)
+        cells = [{"id": f"cell-{number}", **any_cell} for number, any_cell in enumerate(cells)]
+        path = self.root / "notebooks" / f"{name}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+
+    def run(self, *argv: str) -> int:
+        faces = FER2013(*[np.zeros(1)] * 4, form="zip", fingerprint=self.fingerprint, notes=(), standard=True)
+        report = types.ModuleType("fer_utils.report")
+        report.build_report = lambda folder, facts: (folder / "provenance.json").write_text(json.dumps(facts))
+        with ExitStack() as stack:
+            stack.enter_context(patch.object(planning, "load_data", lambda path: print(f"loading {path}") or faces))
+            stack.enter_context(patch.object(planning, "find_data", self.find_data))
+            stack.enter_context(patch.dict(sys.modules, {"fer_utils.report": report}))
+            return pipeline.main(["--device", "cpu", *argv], self.root, self.stages)
+
+    def find_data(self, wanted: object) -> Path | None:
+        return None if wanted == "sample" else self.root / "archive.zip"
+
+    def start(self, afterwards: str = "") -> subprocess.Popen:
+        """A run in a process of its own, which then executes the code `afterwards`."""
+        run = f"import test_pipeline as t; code = t.Project(t.Path({str(self.root)!r})).run()"
+        code = f"{run}\n{afterwards}\nt.sys.exit(code)"
+        tests = Path(__file__).parent
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def runs(self) -> list[str]:
+        """The stages that have run, in order."""
+        file = self.root / "runs.txt"
+        return file.read_text().split() if file.exists() else []
+
+    def published(self) -> dict[str, str]:
+        """Every file that readers see -> its text."""
+        files = [*(self.root / "reports").rglob("*"), *(self.root / "outputs").glob("*.ipynb")]
+        return {path.relative_to(self.root).as_posix(): path.read_text() for path in files if path.is_file()}
+
+
+def make_project(root: Path) -> Project:
+    """Two notebooks that have never run, and a small package that the second imports."""
+    project = Project(root)
+    project.write_notebook("01_count", cell(COUNT))
+    project.write_notebook("02_train", cell(TRAIN), parameters="epochs = 1\nlr = 0.1\nseeds = [0]")
+    package = root / "fer_utils"
+    package.mkdir()
+    for name, source in {"__init__": "", "helper": "from . import deeper", "deeper": "", "unused": ""}.items():
+        (package / f"{name}.py").write_text(source)
+    return project
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A project that has never run."""
+    return make_project(tmp_path / "Prüf {1} Ordner")
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a project after its first run, and what the terminal showed."""
+    project = make_project(tmp_path_factory.mktemp("first") / "Prüf {1} Ordner")
+    terminal = io.StringIO()
+    with redirect_stdout(terminal):
+        assert project.run() == 0, terminal.getvalue()
+    return project.root, terminal.getvalue()
+
+
+@pytest.fixture
+def finished(first_run: tuple[Path, str], tmp_path: Path) -> Project:
+    """A copy of a project after its first run, to be spoiled."""
+    shutil.copytree(first_run[0], tmp_path / "Prüf {2} Ordner")
+    return Project(tmp_path / "Prüf {2} Ordner")
+
+
+def plan_of(project: Project, capsys: pytest.CaptureFixture, *argv: str) -> dict[str, str]:
+    """Stage -> "up to date", or why it would run."""
+    capsys.readouterr()
+    assert project.run("--dry-run", *argv) == 0
+    plan = {}
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("  run"):
+            stage, reasons = line.removeprefix("  run").strip().split(" (", 1)
+            plan[stage] = reasons.split("): ", 1)[1]
+        elif line.startswith("  up to date"):
+            plan[line.split()[-1]] = "up to date"
+    return plan
+
+
+def edit_notebook(project: Project, name: str, change: Callable[[dict], None]) -> None:
+    path = project.root / "notebooks" / f"{name}.ipynb"
+    notebook = json.loads(path.read_text())
+    change(notebook)
+    path.write_text(json.dumps(notebook))
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
+
+
+# --- A good run -------------------------------------------------------------------------------------------------------
+
+
+def test_first_run_publishes_everything(first_run: tuple[Path, str]) -> None:
+    root, terminal = first_run
+    published = Project(root).published()
+    assert set(published) == {
+        *("reports/tables/01_count.csv", "reports/figures/01_count.csv", "reports/predictions/02_train.csv"),
+        *(
+            "reports/manifests/02_train.json",
+            "reports/provenance.json",
+            "outputs/01_count.ipynb",
+            "outputs/02_train.ipynb",
+        ),
+    }
+    assert published["reports/predictions/02_train.csv"] == "epochs 2 lr 0.1"
+    assert (root / "outputs/checkpoints/02_train/last.txt").read_text() == "n\n1\n"
+    assert not (root / "outputs/work/cpu/02_train").exists()
+    assert "epoch  2/2  left 0 min" in terminal
+    assert "epoch  2/2  left 0 min" in (root / "outputs/work/cpu/run.log").read_text()
+
+
+def test_published_notebooks_say_nothing_about_the_machine(first_run: tuple[Path, str]) -> None:
+    root, _ = first_run
+    for name in ("01_count", "02_train"):
+        text = (root / "outputs" / f"{name}.ipynb").read_text()
+        assert str(root) not in text
+        assert str(root).encode("unicode_escape").decode() not in text
+        notebook = json.loads(text)
+        assert "papermill" not in notebook["metadata"]
+        assert all(not {"papermill", "execution"} & set(cell["metadata"]) for cell in notebook["cells"])
+    injected = next(cell for cell in notebook["cells"] if "injected-parameters" in cell["metadata"]["tags"])
+    assert 'out = "outputs/work/cpu/02_train"' in "".join(injected["source"])
+    assert 'data = "archive.zip"' in "".join(injected["source"])
+    (printed,) = next(cell["outputs"] for cell in notebook["cells"] if cell.get("outputs"))
+    assert "".join(printed["text"]).splitlines() == [
+        "epoch  1/2  left 1 min outputs/work/cpu/02_train archive.zip",
+        "epoch  2/2  left 0 min",
+    ]
+
+
+def test_provenance_has_every_stage(first_run: tuple[Path, str]) -> None:
+    facts = json.loads((first_run[0] / "reports/provenance.json").read_text())
+    assert set(facts["stages"]) == {"01_count", "02_train"}
+    stage = facts["stages"]["02_train"]
+    assert stage["parameters"] == {"epochs": 2}
+    assert (stage["device"], stage["profile"]) == ("cpu", "cpu")
+    assert stage["seconds"] > 0.5
+    assert stage["peak_memory_mb"] > 20
+    assert facts["data"] == {
+        "form": "zip",
+        "fingerprint": "f00d",
+        "standard": True,
+        "source": "archive.zip",
+        "notes": [],
+    }
+    assert facts["versions"]["numpy"] == np.__version__
+
+
+def test_commit_is_dirty_by_code_not_by_reports(tmp_path: Path) -> None:
+    assert code_state(tmp_path) == {"commit": None, "dirty": None}
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "begin"]):
+        subprocess.run([*git, *command], check=True)
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "summary.csv").touch()
+    state = code_state(tmp_path)
+    assert len(state["commit"]) == 40
+    assert state["dirty"] is False
+    (tmp_path / "train.py").touch()
+    assert code_state(tmp_path)["dirty"] is True
+
+
+# --- What has to run again, and what has not --------------------------------------------------------------------------
+
+
+def test_nothing_to_do_starts_nothing_and_loads_nothing_heavy(
+    finished: Project, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+    before = finished.published()
+    process = finished.start("print(sorted({'torch', 'papermill', 'nbformat', 'pandas'} & set(t.sys.modules)))")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Nothing to do" in output
+    assert output.splitlines()[-1] == "[]"
+    assert finished.published() == before
+    assert finished.runs() == ["01_count", "02_train"]
+
+
+def test_opening_and_saving_a_notebook_changes_nothing(finished: Project, capsys: pytest.CaptureFixture) -> None:
+    def save(notebook: dict) -> None:
+        notebook["metadata"]["kernelspec"] = {"name": "other", "display_name": "Other"}
+        notebook["cells"][0]["source"] = "# Another title"
+        for number, code in enumerate(notebook["cells"][1:], start=1):
+            code["execution_count"] = number
+            code["metadata"]["collapsed"] = True
+            code["source"] = code["source"].splitlines(keepends=True)
+            code["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "hello"}]
+
+    for name in ("01_count", "02_train"):
+        edit_notebook(finished, name, save)
+        executed = finished.root / "outputs" / f"{name}.ipynb"
+        notebook = json.loads(executed.read_text())
+        notebook["metadata"]["kernelspec"] = {"name": "other", "display_name": "Other"}
+        executed.write_text(json.dumps(notebook))
+    assert plan_of(finished, capsys) == {"01_count": "up to date", "02_train": "up to date"}
+
+
+def append_to_code(name: str, number: int, text: str) -> Callable[[Project], None]:
+    def change(notebook: dict) -> None:
+        notebook["cells"][number]["source"] += text
+
+    return lambda project: edit_notebook(project, name, change)
+
+
+def append_to_file(name: str, text: str) -> Callable[[Project], None]:
+    def change(project: Project) -> None:
+        with (project.root / name).open("a") as file:
+            file.write(text)
+
+    return change
+
+
+def delete(name: str) -> Callable[[Project], None]:
+    return lambda project: (project.root / name).unlink()
+
+
+def change_output(project: Project) -> None:
+    path = project.root / "outputs/02_train.ipynb"
+    path.write_text(path.read_text().replace("left 1 min outputs", "left 9 min outputs"))
+
+
+def change_epochs(project: Project) -> None:
+    project.stages = (COUNTING, replace(TRAINING, params={"cpu": {"epochs": 5}}))
+
+
+def change_data(project: Project) -> None:
+    project.fingerprint = "beef"
+
+
+UP = "up to date"
+RENEWED = "needs 01_count, which runs"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "first", "second"),
+    [
+        (append_to_code("01_count", 2, "\nprint(1)"), "code cell 2 changed", RENEWED),
+        (append_to_code("02_train", 1, "\nnew = 3"), UP, "code cell 1 changed"),
+        (append_to_file("fer_utils/helper.py", "# new"), UP, "fer_utils/helper.py changed"),
+        (append_to_file("fer_utils/deeper.py", "# new"), UP, "fer_utils/deeper.py changed"),
+        (append_to_file("fer_utils/unused.py", "# new"), UP, UP),
+        (append_to_file("reports/tables/01_count.csv", "2"), "reports/tables/01_count.csv was edited", RENEWED),
+        (delete("reports/figures/01_count.csv"), "reports/figures/01_count.csv is missing", RENEWED),
+        (delete("outputs/checkpoints/02_train/last.txt"), UP, "outputs/checkpoints/02_train/last.txt is missing"),
+        (change_output, UP, "outputs/02_train.ipynb was edited"),
+        (append_to_file("outputs/stamps/02_train.json", "}"), UP, "its stamp is damaged"),
+        (delete("outputs/stamps/02_train.json"), UP, "first run"),
+        (change_epochs, UP, "parameter epochs 2 -> 5"),
+        (change_data, "data zip f00d -> zip beef", "data zip f00d -> zip beef"),
+    ],
+)
+def test_plan_gives_the_reason(
+    finished: Project, capsys: pytest.CaptureFixture, spoil: Callable, first: str, second: str
+) -> None:
+    spoil(finished)
+    plan = plan_of(finished, capsys)
+    assert plan["01_count"] == first
+    # an edited table is both: a reason for the stage that made it and a changed input for the one that reads it
+    assert plan["02_train"].split(";")[0] in (second, f"needed file {first.split()[0]} changed")
+    assert finished.runs() == ["01_count", "02_train"]
+
+
+def test_plan_follows_the_options(finished: Project, capsys: pytest.CaptureFixture) -> None:
+    assert plan_of(finished, capsys, "--force", "--only", "2") == {"02_train": "forced"}
+    assert plan_of(finished, capsys, "--from", "02", "--profile", "full") == {
+        "02_train": "profile cpu -> full; parameter epochs 2 -> 9"
+    }
+    with patch.object(planning, "cuda_is_available", lambda: True):
+        assert plan_of(finished, capsys, "--device", "auto") == {
+            "01_count": "profile cpu -> full; device cpu -> cuda",
+            "02_train": "profile cpu -> full; device cpu -> cuda; parameter epochs 2 -> 9",
+        }
+
+
+def test_damaged_output_is_made_again_and_only_that(finished: Project, capsys: pytest.CaptureFixture) -> None:
+    before = finished.published()
+    (finished.root / "reports/tables/01_count.csv").write_text("edited")
+    leftover = finished.root / "reports/tables/.01_count.csv.123.tmp"
+    leftover.touch()
+    assert finished.run() == 0
+    assert finished.runs()[2:] == ["01_count"]
+    assert "02_train is up to date after all" in capsys.readouterr().out
+    assert not leftover.exists()
+    after = finished.published()
+    volatile = "reports/provenance.json"
+    assert {file: after[file] for file in after if file != volatile} == {f: before[f] for f in before if f != volatile}
+
+
+def test_files_that_are_no_longer_made_disappear(finished: Project) -> None:
+    finished.write_notebook("01_count", cell(COUNT.replace("figures/01_count.csv", "figures/01_new.csv")))
+    assert finished.run("--only", "01") == 0
+    assert [path.name for path in (finished.root / "reports/figures").iterdir()] == ["01_new.csv"]
+
+
+def test_damaged_report_is_built_again(finished: Project) -> None:
+    (finished.root / "reports/provenance.json").unlink()
+    assert finished.run() == 0
+    assert (finished.root / "reports/provenance.json").exists()
+    assert finished.runs() == ["01_count", "02_train"]
+
+
+@pytest.mark.parametrize(
+    ("source", "modules"),
+    [
+        ("import fer_utils.helper as h", {"__init__", "helper", "deeper"}),
+        ("%matplotlib inline\ndef f():\n    from fer_utils.deeper import x", {"__init__", "deeper"}),
+        ("from fer_utils import unused, deeper", {"__init__", "unused", "deeper"}),
+        ("import fer_utils_2, numpy", set()),
+        ("files = !ls\nfrom fer_utils import deeper", {"__init__", "helper", "deeper", "unused"}),
+    ],
+)
+def test_imported_modules(project: Project, source: str, modules: set[str]) -> None:
+    cells = [CodeCell(source, ())]
+    assert freshness.imported_modules(cells, project.root / "fer_utils") == modules
+
+
+# --- Refused before anything starts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["-p", "epoch=5"], "no notebook of this run has a parameter epoch; did you mean epochs?"),
+        (["-p", "epochs=5", "--only", "01"], "no notebook of this run has a parameter epochs"),
+        (["-p", "epochs=abc"], "epochs must be a whole number like 1"),
+        (["-p", "epochs=1e3"], "epochs must be a whole number like 1"),
+        (["-p", "epochs=0"], "epochs must be 1 or more, not 0"),
+        (["-p", "lr=abc"], "lr must be a number like 0.1"),
+        (["-p", "lr=-0.1"], "lr must be a number above 0"),
+        (["-p", "lr=1e999"], "lr must be a number above 0"),
+        (["-p", "seeds=1"], "seeds must be a value like [0]"),
+        (["-p", "seeds=[]"], "at least one seed"),
+        (["-p", "epochs"], "write it as NAME=VALUE"),
+        (["-p", "out=elsewhere"], "set by the options --data, --profile and --device"),
+        (["--only", "7"], "there is no stage '7'; there are 01_count, 02_train"),
+        (["--only", "2"], "02_train needs results of 01_count, and reports has none"),
+        (["--profile", "sample", "--data", "archive.zip"], "--profile sample always uses the embedded sample"),
+    ],
+)
+def test_bad_usage(project: Project, capsys: pytest.CaptureFixture, argv: list[str], message: str) -> None:
+    assert project.run(*argv) == 2
+    assert message in capsys.readouterr().err
+    assert project.runs() == []
+    assert project.published() == {}
+
+
+@pytest.mark.parametrize("argv", [["--profile", "huge"], ["--onyl", "01"], ["--only", "01", "--from", "02"]])
+def test_unknown_options(project: Project, argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        project.run(*argv)
+    assert stopped.value.code == 2
+
+
+def test_cuda_that_is_not_there(project: Project, capsys: pytest.CaptureFixture) -> None:
+    with patch.object(planning, "cuda_is_available", lambda: False):
+        assert project.run("--device", "cuda") == 2
+        assert "finds no CUDA GPU" in capsys.readouterr().err
+        assert project.run("--device", "auto", "--dry-run") == 0
+        assert "Device: cpu" in capsys.readouterr().out
+
+
+def test_real_data_is_never_replaced_by_the_sample() -> None:
+    for profile in ("cpu", "full"):
+        with pytest.raises(UsageError, match="needs FER2013, and none was found; download"):
+            planning.choose_profile(profile, None, "cpu")
+    assert planning.choose_profile(None, None, "cuda") == "sample"
+    assert planning.choose_profile(None, Path("archive.zip"), "cpu") == "cpu"
+
+
+def test_profile_sample_leaves_real_data_alone(project: Project, capsys: pytest.CaptureFixture) -> None:
+    assert project.run("--dry-run", "--profile", "sample") == 0
+    output = capsys.readouterr().out
+    assert "loading sample" in output
+    assert "Data: embedded sample. Profile: sample." in output
+    assert str(project.root / "outputs/sample/reports") in output
+
+
+def test_download_that_fails(project: Project, capsys: pytest.CaptureFixture) -> None:
+    with patch.object(planning, "download_fer2013", side_effect=DataError("no network; get it by hand")):
+        assert project.run("--download") == 2
+    assert capsys.readouterr().err == "run_all.sh: no network; get it by hand\n"
+
+
+def test_data_path_is_taken_from_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert planning.wanted_data(pipeline.parse_options(["--data", "my/archive.zip"])) == tmp_path / "my/archive.zip"
+
+
+def test_values_are_typed_like_the_default() -> None:
+    assert typed("lr", "1e-3", 0.1) == 0.001
+    assert repr(typed("lr", "1", 0.1)) == "1.0"
+    assert typed("flag", "false", True) is False
+    assert typed("seeds", "0,1", [0]) == [0, 1]
+    assert typed("name", "3", "lenet") == "3"
+    assert typed("limit", "3", None) == 3
+    for name, text, default in [("flag", "1", True), ("seeds", "['a']", [0]), ("epochs", "True", 1)]:
+        with pytest.raises(UsageError, match=name):
+            typed(name, text, default)
+    with pytest.raises(UsageError, match="batch_size must be 1 or more"):
+        check_value("batch_size", -4)
+
+
+def test_parameters_cell_with_more_than_literals() -> None:
+    assert declared_parameters([CodeCell("# comment\nlr = -1e-3", ("parameters",))]) == {"lr": -1e-3}
+    for source in ("import os", "x = os.cpu_count()", "x = (", "x: int = 1"):
+        with pytest.raises(UsageError, match="assignments of literals only"):
+            declared_parameters([CodeCell(source, ("parameters",))])
+
+
+def test_override_goes_to_the_notebooks_that_declare_it() -> None:
+    declared = {"01": {"bins": 3}, "04": {"bins": 5, "lr": 0.1}}
+    assert assign_overrides(["lr=2.0", "bins=4"], declared) == {"01": {"bins": 4}, "04": {"lr": 2.0, "bins": 4}}
+
+
+def test_stage_with_a_parameter_that_its_notebook_lacks(project: Project, capsys: pytest.CaptureFixture) -> None:
+    project.stages = (replace(COUNTING, params={"cpu": {"epochs": 2}}),)
+    assert project.run() == 2
+    assert "parameter epochs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "is missing"), ("<html>", "is not a notebook"), ("{}", "is not a notebook")]
+)
+def test_notebook_that_cannot_be_read(
+    project: Project, capsys: pytest.CaptureFixture, content: str | None, message: str
+) -> None:
+    path = project.root / "notebooks/02_train.ipynb"
+    path.write_text(content) if content else path.unlink()
+    assert project.run() == 2
+    assert message in capsys.readouterr().err
+
+
+def test_folder_that_cannot_be_written(finished: Project, capsys: pytest.CaptureFixture) -> None:
+    before = finished.published()
+
+    def refuse(dir: Path) -> None:
+        if dir.name == "figures":
+            raise OSError(errno.EROFS, "Read-only file system")
+
+    with patch.object(tempfile, "TemporaryFile", lambda dir: refuse(dir) or io.StringIO()):
+        assert finished.run("--force") == 2
+    error = capsys.readouterr().err
+    assert f"cannot write to {finished.root}/reports/figures (Read-only file system)" in error
+    assert (finished.published(), len(finished.runs())) == (before, 2)
+
+
+def test_full_disk(finished: Project, capsys: pytest.CaptureFixture) -> None:
+    with patch.object(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=3e8)):
+        assert finished.run("--force") == 2
+    assert "only 0.3 GB are free" in capsys.readouterr().err
+    assert len(finished.runs()) == 2
+
+
+def test_kernel_of_another_python(
+    project: Project, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project.root / "jupyter/kernels/python3"
+    folder.mkdir(parents=True)
+    spec = {"argv": ["/opt/other/bin/python", "-m", "ipykernel_launcher"], "display_name": "P", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(project.root / "jupyter"))
+    assert project.run() == 2
+    error = capsys.readouterr().err
+    assert "belongs to another Python" in error
+    assert "/opt/other/bin/python" in error
+    spec["argv"][0] = sys.executable
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    execution.check_kernel()
+
+
+def test_no_kernel(project: Project, capsys: pytest.CaptureFixture) -> None:
+    with patch("importlib.util.find_spec", lambda name: None):
+        assert project.run() == 2
+    assert "has no ipykernel; run:" in capsys.readouterr().err
+    assert project.runs() == []
+
+
+def test_lock_file_of_a_dead_run_is_no_obstacle(finished: Project) -> None:
+    (finished.root / "outputs/work/lock").write_text("999999")
+    assert finished.run() == 0
+    assert (finished.root / "outputs/work/lock").read_text() == str(os.getpid())
+
+
+# --- Notebooks that do not reach their end ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "tags", "message"),
+    [
+        ("1 / 0", (), "code cell 4 (which begins with '1 / 0'): ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(0)", (), "code cell 4 (which begins with 'import sys; sys.exit(0)'): SystemExit: 0"),
+        ("x = 1", ("skip-execution",), "code cell 4 (which begins with 'x = 1'): it was not executed"),
+        ("import os; os._exit(0)", (), "code cell 4 (which begins with 'import os; os._exit(0)'): the kernel died"),
+        (
+            *("import time; time.sleep(60)", ()),
+            "code cell 4 (which begins with 'import time; time.sleep(60)'): it ran longer than 0.05 minutes",
+        ),
+        ("(out / 'tables/01_count.csv').write_text('')", (), "its end: it did not write tables/01_count.csv"),
+    ],
+    ids=["error", "sys.exit", "skipped", "dead kernel", "hung", "output missing"],
+)
+def test_failed_notebook_is_named_and_publishes_nothing(
+    finished: Project, capsys: pytest.CaptureFixture, source: str, tags: tuple[str, ...], message: str
+) -> None:
+    before = finished.published()
+    finished.stages = (replace(COUNTING, timeout_minutes=0.05), TRAINING)
+    finished.write_notebook("01_count", cell(COUNT), cell(""), cell("y = 2"), cell(source, tags))
+    assert finished.run() == 1
+    output = capsys.readouterr().out
+    assert f"01_count FAILED at {message}" in output
+    assert "02_train is skipped: it needs 01_count" in output
+    assert finished.runs()[2:] == ["01_count"]
+    assert finished.published().keys() == before.keys()
+    assert all(text == before[file] for file, text in finished.published().items() if "provenance" not in file)
+    assert (finished.root / "outputs/work/cpu/01_count/notebook.ipynb").exists()
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_stages_that_do_not_need_the_failed_one_go_on(project: Project, capsys: pytest.CaptureFixture) -> None:
+    project.stages = (COUNTING, replace(TRAINING, needs=()))
+    project.write_notebook("01_count", cell("1 / 0"))
+    project.write_notebook("02_train", cell(BEGIN + "write('predictions/02_train.csv', 'x')"), parameters="epochs = 1")
+    assert project.run() == 1
+    assert "FAILED or skipped: 01_count." in capsys.readouterr().out
+    assert "reports/predictions/02_train.csv" in project.published()
+    assert set(json.loads(project.published()["reports/provenance.json"])["stages"]) == {"02_train"}
+    assert plan_of(project, capsys) == {
+        "01_count": "did not finish last time; resumes its training",
+        "02_train": UP,
+    }
+
+
+# --- Stopped in the middle --------------------------------------------------------------------------------------------
+
+SLOW = (
+    BEGIN
+    + """
+import os, time
+epoch = out / "training/epoch.txt"
+if not epoch.exists():
+    write("training/epoch.txt", "1")
+    write("tables/01_count.csv", "half")
+    Path("../kernel.pid").write_text(str(os.getpid()))
+    time.sleep(300)
+write("tables/01_count.csv", "after epoch " + epoch.read_text())
+"""
+)
+
+
+@pytest.fixture
+def slow(finished: Project) -> Iterator[tuple[Project, subprocess.Popen, psutil.Process]]:
+    """A project, its run in another process, and the kernel of that run, asleep in the middle of 01_count."""
+    finished.write_notebook("01_count", cell(SLOW))
+    runner = finished.start()
+    pid = finished.root / "kernel.pid"
+    wait_for(lambda: pid.exists() and pid.read_text())
+    kernel = psutil.Process(int(pid.read_text()))
+    yield finished, runner, kernel
+    for process in (runner, kernel):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    runner.communicate()
+
+
+def is_gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_killed_run_goes_on_at_its_stage(slow: tuple, capsys: pytest.CaptureFixture) -> None:
+    project, runner, kernel = slow
+    before = project.published()
+    runner.kill()
+    runner.wait()
+    wait_for(lambda: is_gone(kernel), seconds=20)
+    assert project.published() == before
+    assert plan_of(project, capsys)["01_count"].endswith("; resumes its training")
+    assert project.run("--only", "01") == 0
+    assert project.runs()[2:] == ["01_count", "01_count"]
+    assert project.published()["reports/tables/01_count.csv"] == "after epoch 1"
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run(slow: tuple, capsys: pytest.CaptureFixture, signal_number: int) -> None:
+    project, runner, kernel = slow
+    before = project.published()
+    assert project.run() == 2
+    assert f"another run is at work here (pid {runner.pid})" in capsys.readouterr().err
+    runner.send_signal(signal_number)
+    output, _ = runner.communicate(timeout=30)
+    assert runner.returncode == 130, output
+    assert "Interrupted." in output
+    assert "Traceback" not in output
+    assert is_gone(kernel)
+    assert project.published() == before
+    with pipeline.one_at_a_time(project.root):
+        pass
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("survivors", [0, 1])
+def test_kill_while_publishing_leaves_old_or_new_files(
+    finished: Project, capsys: pytest.CaptureFixture, survivors: int
+) -> None:
+    old = finished.published()
+    finished.write_notebook("01_count", cell(COUNT.replace("n\\n1", "n\\n2")))
+    replaced: list[Path] = []
+    real_replace = Path.replace
+
+    def replace_or_die(source: Path, target: Path) -> None:
+        if "reports" in target.parts:
+            if len(replaced) == survivors:
+                raise Killed
+            replaced.append(target)
+        real_replace(source, target)
+
+    with patch.object(Path, "replace", replace_or_die), pytest.raises(Killed):
+        finished.run()
+    now = [finished.published()[f"reports/{part}/01_count.csv"] for part in ("figures", "tables")]
+    assert sorted(now) == ["n\n1\n"] * (2 - survivors) + ["n\n2\n"] * survivors
+    assert finished.published().keys() == old.keys()
+    assert "code cell 2 changed" in plan_of(finished, capsys)["01_count"]
+
+
+def test_publishing_that_fails_is_a_failed_stage(finished: Project, capsys: pytest.CaptureFixture) -> None:
+    with patch.object(publish, "atomic_write", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        assert finished.run("--force", "--only", "01") == 1
+    assert "cannot be published ([Errno 28] No space left on device)" in capsys.readouterr().out
+
+
+def test_training_of_other_code_is_not_resumed(tmp_path: Path) -> None:
+    checkpoint, other = tmp_path / "training/last.pt", tmp_path / "tables/old.csv"
+
+    def prepare(depends: dict, force: bool = False) -> bool:
+        for path in (checkpoint, other):
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        pipeline.prepare_staging(tmp_path, depends, force)
+        assert not other.exists()
+        return checkpoint.exists()
+
+    assert not prepare({"epochs": 1})
+    assert prepare({"epochs": 1})
+    assert not prepare({"epochs": 1}, force=True)
+    assert not prepare({"epochs": 2})
+
+
+# --- Runs that must not touch the report ------------------------------------------------------------------------------
+
+
+def test_parameters_set_by_hand_stay_out_of_the_report(finished: Project) -> None:
+    before = finished.published()
+    assert finished.run("--only", "02", "-p", "epochs=7", "-p", "lr=1e-3") == 0
+    assert finished.published() == before
+    custom = finished.root / "outputs/custom"
+    assert (custom / "reports/predictions/02_train.csv").read_text() == "epochs 7 lr 0.001"
+    assert (custom / "02_train.ipynb").exists()
+
+
+def test_sample_run_stays_out_of_the_report(project: Project) -> None:
+    for custom, kind in ((False, "sample"), (True, "custom")):
+        folders = publish.Folders.of(project.root, "sample", custom)
+        assert folders.outputs == project.root / "outputs" / kind
+        assert folders.reports == folders.outputs / "reports"
+
+
+def test_list_names_all_stages(project: Project, capsys: pytest.CaptureFixture) -> None:
+    assert project.run("--list") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["stage", "01_count", "02_train"]

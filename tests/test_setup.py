@@ -1,0 +1,227 @@
+"""run_all.sh, run_tests.sh and setup_env.sh, with stand-ins for every command that they call."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = [
+    *("bash", "env", "dirname", "cat", "head", "cksum", "df", "du", "awk", "cut", "rm", "mkdir", "cp", "flock", "sleep")
+]
+# Answers as a Python would, and writes down what it was called for. Variables make single answers fail.
+PYTHON = """\
+#!/usr/bin/env bash
+echo "${0##*/} $*" >>"$CALLS"
+case "$*" in
+    "-c import sys; sys.exit(not (3, 10)"*) exit "${OLD_PYTHON:-0}" ;;
+    "-c import venv, ensurepip") exit "${NO_VENV:-0}" ;;
+    "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    "-m pip --version") exit 0 ;;
+    "-m pip install "*) sleep "${PIP_SECONDS:-0}"; [ -z "${KILLED:-}" ] || kill -9 $PPID; exit "${PIP_FAILS:-0}" ;;
+    "-c import cv2") [ -z "${NO_LIBGL:-}" ] || { echo "ImportError: libGL.so.1: no such file" >&2; exit 1; } ;;
+    "-I -c import fer_utils"*) exit "${NO_FER_UTILS:-0}" ;;
+    "-m ruff "*) echo "ruff says"; exit "${RUFF:-0}" ;;
+    "-m pytest"*) echo "in $PWD"; printf '<%s>' "${@:3}"; exit "${PYTEST:-0}" ;;
+    "-I -m fer_utils.pipeline"*) printf '<%s>' "${@:4}"; exit "${PIPELINE:-0}" ;;
+    *) echo "not expected: $*" >&2; exit 99 ;;
+esac
+"""
+UV = """\
+#!/usr/bin/env bash
+echo "uv $*" >>"$CALLS"
+[ "$1" != venv ] || { mkdir -p "${@: -1}/bin" && cp "${0%/*}/python3.11" "${@: -1}/bin/python"; }
+"""
+
+
+class Machine:
+    """A bare machine: a project folder, and a PATH with nothing but what the scripts may count on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "Prüf Ordner"
+        self.bin = folder / "bin"
+        self.calls_file = folder / "calls.txt"
+        self.root.mkdir()
+        self.bin.mkdir()
+        for name in ("run_all.sh", "run_tests.sh", "setup_env.sh"):
+            shutil.copy(ROOT / name, self.root)
+        (self.root / "requirements.lock").write_text("numpy==1.26.4\n")
+        (self.root / "pyproject.toml").write_text("[project]\n")
+        for tool in filter(shutil.which, TOOLS):
+            (self.bin / tool).symlink_to(shutil.which(tool))
+        self.command("df", "#!/usr/bin/env bash\necho header\necho disk 1 1 ${FREE_KB:-99000000} 1%")
+        self.command("python3.11", PYTHON)
+
+    def command(self, name: str, script: str) -> None:
+        (self.bin / name).unlink(missing_ok=True)
+        (self.bin / name).write_text(script)
+        (self.bin / name).chmod(0o755)
+
+    def start(self, script: str, *arguments: str, **variables: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [self.root / script, *arguments],
+            cwd="/",
+            env={"PATH": str(self.bin), "CALLS": str(self.calls_file), **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, script: str, *arguments: str, **variables: str) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr of a script."""
+        process = self.start(script, *arguments, **variables)
+        output, error = process.communicate(timeout=30)
+        return process.returncode, output, error
+
+    def calls(self) -> list[str]:
+        """What Python was called for since the last time this was asked."""
+        calls = self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
+        self.calls_file.unlink(missing_ok=True)
+        return calls
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_first_call_sets_up_and_the_second_does_not(machine: Machine) -> None:
+    code, output, error = machine.run("run_all.sh", "--data", "my data/archive.zip")
+    assert (code, output) == (0, "<--data><my data/archive.zip>")
+    assert "Setting up" in error
+    installs = [call for call in machine.calls() if "install" in call]
+    pip = "python -m pip install --quiet --disable-pip-version-check"
+    assert installs == [
+        f"{pip} -r {machine.root}/requirements.lock",
+        f"{pip} --no-deps --no-build-isolation -e {machine.root}",
+    ]
+    assert machine.run("run_all.sh", PIPELINE="1") == (1, "<>", "")
+    assert machine.calls() == ["python -I -m fer_utils.pipeline"]
+
+
+def test_changed_lock_file_installs_again(machine: Machine) -> None:
+    machine.run("run_all.sh")
+    machine.calls()
+    (machine.root / "requirements.lock").write_text("numpy==2.5.0\n")
+    assert machine.run("run_all.sh")[0] == 0
+    calls = machine.calls()
+    assert sum("install" in call for call in calls) == 2
+    assert not any("-m venv" in call for call in calls)
+
+
+@pytest.mark.parametrize("how", ["PIP_FAILS", "KILLED"])
+def test_interrupted_installation_is_not_complete(machine: Machine, how: str) -> None:
+    machine.run("run_all.sh")
+    lock = machine.root / "requirements.lock"
+    before = lock.read_text()
+    lock.write_text("numpy==2.5.0\n")
+    machine.calls()
+    code, _, error = machine.run("run_all.sh", **{how: "1"})
+    assert code != 0
+    assert not any("pipeline" in call for call in machine.calls())
+    if how == "PIP_FAILS":
+        assert "run_all.sh: the packages could not be installed" in error
+    lock.write_text(before)
+    assert machine.run("run_all.sh")[0] == 0
+    assert sum("install" in call for call in machine.calls()) == 2
+
+
+def test_two_first_calls_at_once_install_once(machine: Machine) -> None:
+    if not shutil.which("flock"):
+        pytest.skip("this system has no flock")
+    first = machine.start("run_all.sh", PIP_SECONDS="0.5")
+    time.sleep(0.3)
+    second = machine.start("run_tests.sh")
+    assert [process.communicate(timeout=30) and process.returncode for process in (first, second)] == [0, 0]
+    assert sum("install" in call for call in machine.calls()) == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"OLD_PYTHON": "1"}, "no Python 3.10, 3.11 or 3.12 was found; install one"),
+        ({"NO_VENV": "1"}, "python3.11 has no venv module; install it (Debian, Ubuntu: sudo apt install python3-venv)"),
+        ({"FREE_KB": "5000000"}, "the environment needs 8 GB and"),
+        ({"NO_LIBGL": "1"}, "(ImportError: libGL.so.1: no such file); Debian, Ubuntu: sudo apt install libgl1"),
+    ],
+)
+def test_what_the_machine_lacks_is_said_in_one_sentence(machine: Machine, variables: dict, message: str) -> None:
+    code, output, error = machine.run("run_all.sh", **variables)
+    assert (code, output) == (2, "")
+    assert message in error.splitlines()[-1]
+    assert error.splitlines()[-1].startswith("run_all.sh: ")
+    assert machine.run("run_all.sh")[0] == 0
+
+
+def test_without_any_python(machine: Machine) -> None:
+    (machine.bin / "python3.11").unlink()
+    code, _, error = machine.run("run_tests.sh")
+    assert code == 2
+    assert "run_tests.sh: no Python 3.10, 3.11 or 3.12 was found" in error
+
+
+def test_environment_with_an_unsupported_python(machine: Machine) -> None:
+    machine.run("run_all.sh")
+    (machine.root / ".venv/complete").unlink()
+    code, _, error = machine.run("run_all.sh", OLD_PYTHON="1")
+    assert code == 2
+    assert "has a Python outside 3.10-3.12; delete that folder" in error
+
+
+def test_moved_project(machine: Machine) -> None:
+    machine.run("run_all.sh")
+    machine.root = machine.root.rename(machine.root.with_name("elsewhere"))
+    code, _, error = machine.run("run_all.sh")
+    assert code == 2
+    assert "was made in another folder" in error
+
+
+def test_uv_is_used_where_there_is_one(machine: Machine) -> None:
+    machine.command("uv", UV)
+    assert machine.run("run_all.sh")[0] == 0
+    calls = [" ".join(call.split()[:3]) for call in machine.calls() if call.startswith("uv") or "install" in call]
+    assert calls == ["uv venv --quiet", "uv pip install", "uv pip install"]
+
+
+def test_own_environment_is_used_as_it_is(machine: Machine) -> None:
+    assert machine.run("run_all.sh", "--list", FER_PYTHON="python3.11") == (0, "<--list>", "")
+    assert not (machine.root / ".venv").exists()
+    code, _, error = machine.run("run_all.sh", FER_PYTHON="python3.11", NO_FER_UTILS="1")
+    assert code == 2
+    assert f"run: python3.11 -m pip install -e '{machine.root}'" in error
+
+
+@pytest.mark.parametrize(("ruff", "pytest_code", "code"), [("0", "0", 0), ("1", "0", 1), ("0", "5", 5), ("1", "5", 5)])
+def test_run_tests_fails_when_anything_fails(machine: Machine, ruff: str, pytest_code: str, code: int) -> None:
+    machine.run("run_all.sh")
+    machine.calls()
+    result, output, _ = machine.run("run_tests.sh", "-k", "a b", RUFF=ruff, PYTEST=pytest_code)
+    assert result == code
+    assert output.splitlines()[-2:] == [f"in {machine.root}", "<-k><a b>"]
+    folders = "fer_utils tests benchmarks notebooks"
+    assert machine.calls() == [
+        f"python -m ruff check {folders}",
+        f"python -m ruff format --check {folders}",
+        "python -m pytest -k a b",
+    ]
+
+
+def test_run_all_for_real_starts_within_three_seconds() -> None:
+    seconds = []
+    for _ in range(3):  # the machine may be busy with something else
+        started = time.monotonic()
+        done = subprocess.run(
+            [ROOT / "run_all.sh", "--list"],
+            cwd="/",
+            env=os.environ | {"FER_PYTHON": sys.executable},
+            capture_output=True,
+            text=True,
+        )
+        seconds.append(time.monotonic() - started)
+        assert done.returncode == 0, done.stderr
+        assert "04_baseline_cnn" in done.stdout
+    assert min(seconds) < 3
