@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import json
 import logging
-import os
 import re
 import subprocess
 import sys
@@ -48,27 +47,27 @@ def run_notebook(
     cell_seconds: the longest that one cell may take. show, log: where the kernel's stdout and stderr go while it runs.
     Raises StageFailed, with the executed notebook so far in `staged`.
     """
-    import papermill
+    import papermill  # imported here, as the engine: not needed when there is nothing to do, and slow
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.engines import papermill_engines
 
-    os.environ["FER_HEADLESS"] = "1"  # explore panels draw once and fail loudly: nobody is there to move a slider
+    from fer_utils.engine import HeadlessEngine
+
+    papermill_engines.register("headless", HeadlessEngine)
     problem = None
     try:
         papermill.execute_notebook(
             _escaped(notebook),
             _escaped(staged),
             parameters=dict(parameters),
+            engine_name="headless",
             kernel_name=KERNEL,
             language="python",
             cwd=notebook.parent,
             progress_bar=False,
             stdout_file=show,
             stderr_file=log,
-            start_timeout=120,
-            execution_timeout=cell_seconds,
-            iopub_timeout=120,  # of 4 seconds by default, too short while two cores are busy
-            coalesce_streams=True,  # else the pieces in which printed text arrived would differ from run to run
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # not what it says about its own start and end
+            cell_seconds=cell_seconds,
         )
     except papermill.PapermillExecutionError as error:
         problem = f"{error.ename}: {error.evalue}"
@@ -99,8 +98,12 @@ def check_completed(staged: Path) -> None:
 
 def last_started(staged: Path) -> str:
     """The last cell that papermill started, in words."""
-    started = "before the first code cell"
-    for number, cell in enumerate(_code_cells(staged), start=1):
+    started = "its start"
+    try:
+        cells = _code_cells(staged)
+    except ValueError:  # half written, because the disk is full
+        return "a cell that is not known"
+    for number, cell in enumerate(cells, start=1):
         if cell["metadata"]["papermill"]["start_time"]:
             started = _describe(number, cell)
     return started

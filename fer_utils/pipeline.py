@@ -183,7 +183,7 @@ def run_waiting(run: Run, waiting: Sequence[Planned], code: Mapping, screen: Scr
         else:
             try:
                 seconds = run_stage(run, stage, code, screen)
-                screen.say(f"{stage.name} is done after {duration(seconds / 60)}")
+                screen.say(f"{stage.name} is done ({duration(seconds / 60)})")
             except StageFailed as error:
                 failed.append(stage.name)
                 screen.say(f"{stage.name} FAILED at {error}\n  the notebook so far: {notebook_of(run, stage)}")

@@ -202,14 +202,16 @@ def why_run(run: Run, stage: Stage) -> list[str]:
     if run.force:
         return ["forced"]
     depends, path = run.depends(stage), run.folders.stamp(stage.name)
-    stamp, begun = read_stamp(path), read_begun(run.folders.staging(stage.name))
+    staging = run.folders.staging(stage.name)
+    stamp, begun = read_stamp(path), read_begun(staging)
     if stamp:
         reasons = differences(stamp["depends"], depends) or damaged(stamp["outputs"], run.root)
     elif path.exists():
         reasons = ["its stamp is damaged"]
     else:
         reasons = ["did not finish last time" if begun else "first run"]
-    return [*reasons, "resumes its training"] if reasons and begun == depends else reasons
+    resumes = begun == depends and (staging / "training").is_dir()
+    return [*reasons, "resumes its training"] if reasons and resumes else reasons
 
 
 def expected_minutes(run: Run, stage: Stage) -> float:

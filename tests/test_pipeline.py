@@ -235,6 +235,25 @@ def test_published_notebooks_say_nothing_about_the_machine(first_run: tuple[Path
     ]
 
 
+def test_widgets_neither_hang_nor_swallow_output(project: Project) -> None:
+    panel = """
+import os, ipywidgets
+for number in range(50):
+    with ipywidgets.Output():
+        print(number)
+ipywidgets.interact(lambda x: print("panel", x), x=3)
+write("tables/01_count.csv", os.environ["FER_HEADLESS"])
+"""
+    project.stages = (replace(COUNTING, timeout_minutes=0.5),)
+    project.write_notebook("01_count", cell(BEGIN), *[cell(panel)] * 3)
+    assert project.run() == 0
+    text = project.published()["outputs/01_count.ipynb"]
+    assert "panel 3" in text
+    assert "widget-view" not in text
+    assert "widgets" not in json.loads(text)["metadata"]
+    assert project.published()["reports/tables/01_count.csv"] == "1"
+
+
 def test_provenance_has_every_stage(first_run: tuple[Path, str]) -> None:
     facts = json.loads((first_run[0] / "reports/provenance.json").read_text())
     assert set(facts["stages"]) == {"01_count", "02_train"}
@@ -633,7 +652,7 @@ def test_stages_that_do_not_need_the_failed_one_go_on(project: Project, capsys: 
     assert "reports/predictions/02_train.csv" in project.published()
     assert set(json.loads(project.published()["reports/provenance.json"])["stages"]) == {"02_train"}
     assert plan_of(project, capsys) == {
-        "01_count": "did not finish last time; resumes its training",
+        "01_count": "did not finish last time",
         "02_train": UP,
     }
 
@@ -730,6 +749,17 @@ def test_kill_while_publishing_leaves_old_or_new_files(
     assert sorted(now) == ["n\n1\n"] * (2 - survivors) + ["n\n2\n"] * survivors
     assert finished.published().keys() == old.keys()
     assert "code cell 2 changed" in plan_of(finished, capsys)["01_count"]
+
+
+def test_notebook_that_papermill_cannot_write(project: Project, capsys: pytest.CaptureFixture) -> None:
+    def write_half(notebook: dict, path: str) -> None:
+        Path(path).write_text('{"cells": [')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with patch("papermill.engines.write_ipynb", write_half):
+        assert project.run("--only", "01") == 1
+    output = capsys.readouterr().out
+    assert "01_count FAILED at a cell that is not known: papermill gave up (OSError: [Errno 28] No space left" in output
 
 
 def test_publishing_that_fails_is_a_failed_stage(finished: Project, capsys: pytest.CaptureFixture) -> None:
