@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from fer_utils.data import PROJECT_ROOT
-from fer_utils.stages import STAGES
+from fer_utils.pipeline.stages import STAGES
 
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
 COMMON_PARAMETERS = {"data", "profile", "device", "out", "inputs"}

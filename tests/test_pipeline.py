@@ -21,11 +21,11 @@ import numpy as np
 import psutil
 import pytest
 
-from fer_utils import execution, freshness, pipeline, planning, publish
 from fer_utils.data import FER2013, DataError
-from fer_utils.notebooks import CodeCell, UsageError, assign_overrides, check_value, declared_parameters, typed
-from fer_utils.provenance import code_state
-from fer_utils.stages import Stage
+from fer_utils.pipeline import execution, freshness, planning, publish, runner
+from fer_utils.pipeline.notebooks import CodeCell, UsageError, assign_overrides, check_value, declared_parameters, typed
+from fer_utils.pipeline.provenance import code_state
+from fer_utils.pipeline.stages import Stage
 
 PARAMETERS = """\
 data = "auto"
@@ -102,7 +102,7 @@ class Project:
             stack.enter_context(patch.object(planning, "load_data", lambda path: print(f"loading {path}") or faces))
             stack.enter_context(patch.object(planning, "find_data", self.find_data))
             stack.enter_context(patch.dict(sys.modules, {"fer_utils.report": report}))
-            return pipeline.main(["--device", "cpu", *argv], self.root, self.stages)
+            return runner.main(["--device", "cpu", *argv], self.root, self.stages)
 
     def find_data(self, wanted: object) -> Path | None:
         return None if wanted == "sample" else self.root / "archive.zip"
@@ -510,7 +510,7 @@ def test_download_that_fails(project: Project, capsys: pytest.CaptureFixture) ->
 
 def test_data_path_is_taken_from_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert planning.wanted_data(pipeline.parse_options(["--data", "my/archive.zip"])) == tmp_path / "my/archive.zip"
+    assert planning.wanted_data(runner.parse_options(["--data", "my/archive.zip"])) == tmp_path / "my/archive.zip"
 
 
 def test_values_are_typed_like_the_default() -> None:
@@ -708,18 +708,18 @@ def test_killed_run_goes_on_at_its_stage(slow: tuple, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run(slow: tuple, capsys: pytest.CaptureFixture, signal_number: int) -> None:
-    project, runner, kernel = slow
+    project, process, kernel = slow
     before = project.published()
     assert project.run() == 2
-    assert f"another run is at work here (pid {runner.pid})" in capsys.readouterr().err
-    runner.send_signal(signal_number)
-    output, _ = runner.communicate(timeout=30)
-    assert runner.returncode == 130, output
+    assert f"another run is at work here (pid {process.pid})" in capsys.readouterr().err
+    process.send_signal(signal_number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
     assert "Interrupted." in output
     assert "Traceback" not in output
     assert is_gone(kernel)
     assert project.published() == before
-    with pipeline.one_at_a_time(project.root):
+    with runner.one_at_a_time(project.root):
         pass
 
 
@@ -775,7 +775,7 @@ def test_training_of_other_code_is_not_resumed(tmp_path: Path) -> None:
         for path in (checkpoint, other):
             path.parent.mkdir(exist_ok=True)
             path.touch()
-        pipeline.prepare_staging(tmp_path, depends, force)
+        runner.prepare_staging(tmp_path, depends, force)
         assert not other.exists()
         return checkpoint.exists()
 

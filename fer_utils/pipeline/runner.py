@@ -1,9 +1,4 @@
-"""The runner behind ./run_all.sh: runs the notebooks that are not up to date and publishes what they make.
-
-    planning.py     settles data, profile, device and parameters, and why each stage has to run
-    freshness.py    what a stage depends on, and whether it is up to date
-    execution.py    runs one notebook and checks that it really ran
-    publish.py      brings its files to where they belong
+"""The command line of ./run_all.sh: runs the notebooks that are not up to date and publishes what they make.
 
 Exit codes: 0 all good; 1 a stage failed; 2 nothing was started (bad usage, unusable data, another run at work);
 130 interrupted.
@@ -25,13 +20,22 @@ from pathlib import Path
 from typing import TextIO
 
 from fer_utils.data import PROJECT_ROOT, DataError, atomic_write
-from fer_utils.execution import StageFailed, check_kernel, clean_notebook, measure_memory, run_notebook
-from fer_utils.freshness import content_hash, damaged, read_begun, read_stamp, write_begun, write_stamp
-from fer_utils.notebooks import UsageError
-from fer_utils.planning import Planned, Run, describe_plan, describe_stages, duration, make_plan, prepare, why_run
-from fer_utils.provenance import earlier_stages, gather_provenance
-from fer_utils.publish import Folders, check_writable, publish
-from fer_utils.stages import PROFILES, STAGES, Stage
+from fer_utils.pipeline.execution import StageFailed, check_kernel, clean_notebook, measure_memory, run_notebook
+from fer_utils.pipeline.freshness import content_hash, damaged, read_begun, read_stamp, write_begun, write_stamp
+from fer_utils.pipeline.notebooks import UsageError
+from fer_utils.pipeline.planning import (
+    Planned,
+    Run,
+    describe_plan,
+    describe_stages,
+    duration,
+    make_plan,
+    prepare,
+    why_run,
+)
+from fer_utils.pipeline.provenance import earlier_stages, gather_provenance
+from fer_utils.pipeline.publish import Folders, check_writable, publish
+from fer_utils.pipeline.stages import PROFILES, STAGES, Stage
 
 REPORT_FILES = ("summary.csv", "tables/claims.csv", "provenance.json", "report.html")
 
@@ -299,7 +303,3 @@ def report_is_intact(folders: Folders) -> bool:
         return not damaged(hashes, folders.root)
     except (OSError, ValueError, AttributeError):
         return False
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fer_utils.data import FER2013, HOW_TO_GET, download_fer2013, find_data, load_data
-from fer_utils.freshness import content_hash, damaged, dependencies, differences, read_begun, read_stamp
-from fer_utils.notebooks import (
+from fer_utils.pipeline.freshness import content_hash, damaged, dependencies, differences, read_begun, read_stamp
+from fer_utils.pipeline.notebooks import (
     CodeCell,
     UsageError,
     assign_overrides,
@@ -17,8 +17,8 @@ from fer_utils.notebooks import (
     declared_parameters,
     read_code_cells,
 )
-from fer_utils.publish import Folders
-from fer_utils.stages import PROFILES, Stage
+from fer_utils.pipeline.publish import Folders
+from fer_utils.pipeline.stages import PROFILES, Stage
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from fer_utils.data import atomic_write
-from fer_utils.notebooks import UsageError
+from fer_utils.pipeline.notebooks import UsageError
 
 KERNEL = "python3"
 
@@ -51,7 +51,7 @@ def run_notebook(
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.engines import papermill_engines
 
-    from fer_utils.engine import HeadlessEngine
+    from fer_utils.pipeline.engine import HeadlessEngine
 
     papermill_engines.register("headless", HeadlessEngine)
     problem = None

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fer_utils.data import atomic_write
-from fer_utils.freshness import content_hash
-from fer_utils.notebooks import UsageError
+from fer_utils.pipeline.freshness import content_hash
+from fer_utils.pipeline.notebooks import UsageError
 
 FREE_GIGABYTES = 1.0
 REPORT_PARTS = ("tables", "figures", "predictions")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fer_utils.data import atomic_write
-from fer_utils.notebooks import CodeCell
+from fer_utils.pipeline.notebooks import CodeCell
 
 
 def dependencies(

@@ -1,0 +1,11 @@
+"""The runner behind ./run_all.sh. In the order in which a run needs them:
+
+stages.py       which notebooks there are, what they need and give, and their parameters per profile
+notebooks.py    reads a notebook's code cells and parameters without running it
+freshness.py    what a stage depends on, and whether it is up to date
+planning.py     settles data, profile, device and parameters, and why each stage has to run
+execution.py    runs one notebook with papermill and checks that it really ran; engine.py is its papermill engine
+publish.py      brings what a notebook made to where it belongs
+provenance.py   commit, data, versions and times, for the report
+runner.py       the command line, which puts all of this together
+"""

@@ -1,0 +1,7 @@
+"""`python -m fer_utils.pipeline`, which ./run_all.sh calls."""
+
+import sys
+
+from fer_utils.pipeline.runner import main
+
+sys.exit(main())
