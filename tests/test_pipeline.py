@@ -678,15 +678,15 @@ write("tables/01_count.csv", "after epoch " + epoch.read_text())
 def slow(finished: Project) -> Iterator[tuple[Project, subprocess.Popen, psutil.Process]]:
     """A project, its run in another process, and the kernel of that run, asleep in the middle of 01_count."""
     finished.write_notebook("01_count", cell(SLOW))
-    runner = finished.start()
+    process = finished.start()
     pid = finished.root / "kernel.pid"
     wait_for(lambda: pid.exists() and pid.read_text())
     kernel = psutil.Process(int(pid.read_text()))
-    yield finished, runner, kernel
-    for process in (runner, kernel):
+    yield finished, process, kernel
+    for each in (process, kernel):
         with suppress(psutil.NoSuchProcess):
-            process.kill()
-    runner.communicate()
+            each.kill()
+    process.communicate()
 
 
 def is_gone(process: psutil.Process) -> bool:
@@ -694,10 +694,10 @@ def is_gone(process: psutil.Process) -> bool:
 
 
 def test_killed_run_goes_on_at_its_stage(slow: tuple, capsys: pytest.CaptureFixture) -> None:
-    project, runner, kernel = slow
+    project, process, kernel = slow
     before = project.published()
-    runner.kill()
-    runner.wait()
+    process.kill()
+    process.wait()
     wait_for(lambda: is_gone(kernel), seconds=20)
     assert project.published() == before
     assert plan_of(project, capsys)["01_count"].endswith("; resumes its training")
