@@ -115,6 +115,7 @@ class Project:
         return subprocess.Popen(
             [sys.executable, "-c", code],
             env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell starts with &
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
