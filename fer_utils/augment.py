@@ -8,6 +8,9 @@ import torch.nn.functional as F
 # Mean and standard deviation of FER2013's training pixels on the scale 0-1 (notebook 01 measures them).
 PIXEL_MEAN, PIXEL_SD = 0.508, 0.255
 
+# Left eye, right eye, left lip corner, right lip corner: which of them each becomes in a mirror image.
+MIRROR_ORDER = (1, 0, 3, 2)
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -43,6 +46,11 @@ class Augment:
         """The same strengths with the named ones switched off."""
         return replace(self, **dict.fromkeys(names, 0.0))
 
+    @property
+    def moves(self) -> bool:
+        """Whether pixels change their places, and not only their values."""
+        return bool(self.flip or self.shift or self.rotate or self.scale)
+
 
 NO_AUGMENT = Augment().without("flip", "shift", "rotate", "scale", "brightness", "contrast")
 
@@ -58,9 +66,45 @@ def augment_batch(images: torch.Tensor, how: Augment, generator: torch.Generator
     images: (N,1,H,W) float, standardized. generator: on the same device as images; the only source of chance.
     Returns a tensor of the same shape.
     """
-    if how.flip or how.shift or how.rotate or how.scale:
-        grid = F.affine_grid(random_affine(len(images), how, generator), list(images.shape), align_corners=False)
-        images = F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
+    if how.moves:
+        images = warp(images, random_affine(len(images), how, generator))
+    return relight(images, how, generator)
+
+
+def augment_with_points(
+    images: torch.Tensor, points: torch.Tensor, how: Augment, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Change each image of a batch at random, and move its landmarks (N,4,2) along with its pixels.
+
+    As augment_batch; the same seed changes the images in the same way. A point may end up outside [0,1].
+    """
+    if how.moves:
+        affine = random_affine(len(images), how, generator)
+        images, points = warp(images, affine), move_points(points, affine)
+    return relight(images, how, generator), points
+
+
+def warp(images: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
+    """Sample images (N,1,H,W) anew, each by its matrix (N,2,3); what comes from outside repeats the border."""
+    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
+
+
+def move_points(points: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
+    """Where landmarks (N,4,2), in [0,1] of width and height, lie after `warp` with the same matrices (N,2,3).
+
+    The matrices lead from the new image to the old one, points go the other way: by the inverse. In a mirror image
+    the left eye has become the right one, so the order changes as well.
+    """
+    turn, shift = affine[:, :, :2], affine[:, None, :, 2]
+    back = torch.linalg.inv_ex(turn).inverse  # inv itself would wait for the GPU
+    moved = ((2 * points - 1 - shift) @ back.mT + 1) / 2  # warp measures from -1 to 1
+    mirrored = turn[:, 0, 0] * turn[:, 1, 1] < turn[:, 0, 1] * turn[:, 1, 0]
+    return torch.where(mirrored[:, None, None], moved[:, MIRROR_ORDER], moved)
+
+
+def relight(images: torch.Tensor, how: Augment, generator: torch.Generator) -> torch.Tensor:
+    """Change brightness and contrast of each image (N,1,H,W) at random."""
     if how.brightness or how.contrast:
         gain = 1 + how.contrast * _uniform(len(images), generator).view(-1, 1, 1, 1)
         offset = how.brightness / PIXEL_SD * _uniform(len(images), generator).view(-1, 1, 1, 1)

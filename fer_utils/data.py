@@ -72,6 +72,23 @@ def project_path(path: str | Path) -> Path:
     return PROJECT_ROOT / Path(path).expanduser()
 
 
+def published(inputs: str | Path, stage: str, file: str) -> Path:
+    """Find what the notebook `stage` left for later ones in its folder checkpoints/, such as weights.
+
+    inputs: as every notebook gets it. It may be the folder of a run by hand, or the published reports: reports/, with
+    the checkpoints in outputs/, or outputs/sample/reports, with those in outputs/sample/. What is in none of these
+    places is looked for in outputs/my_run, and if it is not there either, the path is where it should have been.
+    """
+    inputs = project_path(inputs)
+    places = [
+        inputs.parent / "outputs" / "checkpoints" / stage,
+        inputs / "checkpoints",
+        inputs.parent / "checkpoints" / stage,
+        PROJECT_ROOT / "outputs" / "my_run" / "checkpoints",
+    ]
+    return next((place / file for place in places if (place / file).is_file()), places[0] / file)
+
+
 # --- Find -------------------------------------------------------------------------------------------------------------
 
 

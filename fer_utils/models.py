@@ -1,7 +1,21 @@
-"""The networks: one nn.Module per architecture. All take (N,1,48,48) standardized floats and return (N,7) logits."""
+"""The networks: one nn.Module per architecture.
+
+All take (N,1,48,48) standardized floats. Classifiers return (N,7) logits; build_model makes one by name.
+"""
+
+import pickle
+import urllib.request
+from collections import OrderedDict
+from http.client import HTTPException
+from pathlib import Path
 
 import torch
 from torch import nn
+from torchvision.models import ResNet18_Weights, resnet18
+
+# How a ResNet18 takes in an image: side of the first kernel, its stride, and whether max-pooling follows.
+# After that its four stages see 12x12 ("imagenet", made for 224x224), 24x24 ("middle") or all 48x48 pixels ("small").
+STEMS = {"imagenet": (7, 2, True), "middle": (3, 1, True), "small": (3, 1, False)}
 
 
 class BaselineCNN(nn.Module):
@@ -31,11 +45,84 @@ class BaselineCNN(nn.Module):
         return self.classifier(self.features(images))
 
 
+def resnet18_backbone(stem: str = "imagenet", imagenet: dict[str, torch.Tensor] | None = None) -> nn.Sequential:
+    """ResNet18 (He et al. 2016, arXiv:1512.03385) for one channel, up to its last feature map (N,512,h,w).
+
+    stem: a key of STEMS; ValueError lists them. imagenet: weights to start from, from imagenet_resnet18, else random.
+    The 7x7 kernels of ImageNet are summed over red, green and blue: the same as showing a gray image in all three. Its
+    other layers fit every stem; a 3x3 kernel starts at random.
+    """
+    if stem not in STEMS:
+        raise ValueError(f"there is no stem {stem!r}; choose one of {', '.join(STEMS)}")
+    kernel, stride, pool = STEMS[stem]
+    conv1 = nn.Conv2d(1, 64, kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
+    body = resnet18()
+    if imagenet is not None:
+        body.load_state_dict(imagenet)
+        if kernel == 7:
+            conv1.load_state_dict({"weight": imagenet["conv1.weight"].sum(1, keepdim=True)})
+    layers = {"conv1": conv1, "bn1": body.bn1, "relu": body.relu, "maxpool": body.maxpool if pool else nn.Identity()}
+    stages = {f"layer{i}": body.get_submodule(f"layer{i}") for i in range(1, 5)}
+    backbone = nn.Sequential(OrderedDict(layers | stages))
+    backbone.stem = stem  # shapes alone do not tell "middle" from "small"
+    return backbone
+
+
+def imagenet_resnet18() -> dict[str, torch.Tensor] | None:
+    """ImageNet weights of torchvision's ResNet18, from torch's cache or the internet; None when out of reach.
+
+    Says in a printed sentence which it is.
+    """
+    weights = ResNet18_Weights.IMAGENET1K_V1
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    try:
+        if not cached.exists():  # find out within seconds whether there is a network
+            request = urllib.request.Request(weights.url, method="HEAD")
+            urllib.request.urlopen(request, timeout=10).close()
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, HTTPException, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = f"{cached} is damaged, delete it" if cached.exists() else type(error).__name__
+        print(f"ImageNet weights are out of reach ({reason}): the network starts from scratch")
+        return None
+    print(f"ImageNet weights: {cached.name}")
+    return state
+
+
+class LandmarkResNet18(nn.Module):
+    """ResNet18 that finds the four landmarks: a backbone, then dense layers 512-256-8 with dropout of 0.3.
+
+    The last layer is linear. It answers in pixels from the middle of the image, which are numbers of the size that
+    layers are initialized for. A sigmoid would confine the points to the image, but an augmented face may have an eye
+    outside it, and a sigmoid learns ever more slowly towards its ends.
+    """
+
+    outputs = ("left_eye", "right_eye", "left_lip_corner", "right_lip_corner")  # landmarks.POINTS, without MediaPipe
+
+    def __init__(self, stem: str = "imagenet", imagenet: dict[str, torch.Tensor] | None = None) -> None:
+        """stem, imagenet: as in resnet18_backbone."""
+        super().__init__()
+        self.backbone = resnet18_backbone(stem, imagenet)  # (N,1,48,48) -> (N,512,h,w)
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),  # (N,512)
+            nn.Dropout(0.3),
+            nn.Linear(512, 256),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(256, 2 * len(self.outputs)),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N,1,48,48) float -> (N,4,2): x and y of each point, as fractions of width and height."""
+        return 0.5 + self.head(self.backbone(images)).unflatten(1, (-1, 2)) / 48
+
+
 ARCHITECTURES = {"baseline_cnn": BaselineCNN}
 
 
 def build_model(name: str, num_classes: int = 7) -> nn.Module:
-    """A new, randomly initialized network by name; ValueError lists the names there are."""
+    """A new, randomly initialized classifier by name; ValueError lists the names there are."""
     if name not in ARCHITECTURES:
         raise ValueError(f"there is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name](num_classes)

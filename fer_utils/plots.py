@@ -37,6 +37,21 @@ def plot_faces(images: np.ndarray, titles: list[str] | None = None, columns: int
     return fig
 
 
+def plot_landmarks(
+    images: np.ndarray, points: np.ndarray, titles: list[str] | None = None, columns: int = 7, size: float = 1.25
+) -> Figure:
+    """Grid of faces with dots on their key points, cyan on the eyes and orange on the lip corners.
+
+    images: (n,48,48) on the scale 0-255; points: (n,4,2) in [0,1], nan is not drawn; the rest as in `plot_faces`.
+    """
+    fig = plot_faces(images, titles, columns, size)
+    for ax, image, four in zip(fig.axes, images, points, strict=False):
+        x, y = (four * image.shape[::-1] - 0.5).T  # matplotlib has 0 in the middle of the first pixel
+        ax.scatter(x, y, s=9 * size, c=["#00E5FF"] * 2 + ["#FF9500"] * 2, edgecolors="black", linewidths=0.5)
+        ax.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
+    return fig
+
+
 def plot_confusion_matrix(counts: pd.DataFrame, ax: Axes | None = None) -> Figure:
     """Row-normalized confusion matrix with counts. counts: (7,7), rows labelled, columns predicted."""
     ax = ax or plt.subplots(figsize=(6.4, 5.4))[1]

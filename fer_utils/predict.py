@@ -12,6 +12,20 @@ from fer_utils.data import EMOTIONS, FER2013, DataError
 
 
 @torch.inference_mode()
+def predict_outputs(
+    model: nn.Module, images: np.ndarray | torch.Tensor, device: torch.device | str = "cpu", batch_size: int = 512
+) -> np.ndarray:
+    """What a network answers to images (N,48,48) uint8, float32, in evaluation mode and fp32; one row per image."""
+    training = model.training
+    model.eval()
+    outputs = [
+        model(to_float(chunk.to(device)).contiguous(memory_format=torch.channels_last))
+        for chunk in torch.as_tensor(images).split(batch_size)
+    ]
+    model.train(training)
+    return torch.cat(outputs).float().cpu().numpy()
+
+
 def predict_logits(
     model: nn.Module,
     images: np.ndarray | torch.Tensor,
@@ -19,19 +33,15 @@ def predict_logits(
     flip: bool = False,
     batch_size: int = 512,
 ) -> np.ndarray:
-    """Logits (N,7) float32 of images (N,48,48) uint8, in evaluation mode and fp32.
+    """Logits (N,7) float32 of images (N,48,48) uint8.
 
     flip: average the logits of each image and its mirror image (test-time augmentation).
     """
-    training = model.training
-    model.eval()
-    logits = []
-    for chunk in torch.as_tensor(images).split(batch_size):
-        inputs = to_float(chunk.to(device)).contiguous(memory_format=torch.channels_last)
-        outputs = model(inputs)
-        logits.append((outputs + model(inputs.flip(-1))) / 2 if flip else outputs)
-    model.train(training)
-    return torch.cat(logits).float().cpu().numpy()
+    logits = predict_outputs(model, images, device, batch_size)
+    if flip:
+        mirrored = torch.as_tensor(images).flip(-1)
+        logits = (logits + predict_outputs(model, mirrored, device, batch_size)) / 2
+    return logits
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One training loop for every classifier: data on the device, batched augmentation, resumable to the epoch.
+"""One training loop for all networks: data on the device, batched augmentation, resumable to the epoch.
 
 The whole data set is 83 MB as uint8, so it is copied to the device once and every batch is cut from it there.
 """
@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from fer_utils.augment import Augment, augment_batch, to_float
+from fer_utils.augment import Augment, to_float
 from fer_utils.data import EMOTIONS
-from fer_utils.predict import predict_logits
+from fer_utils.predict import predict_outputs
+from fer_utils.tasks import Compare, Task, classification
 
 
 class TrainingError(RuntimeError):
@@ -36,7 +36,8 @@ class TrainConfig:
     """Everything that decides the outcome of a training run, apart from the model and the data.
 
     lr is the peak of a one-cycle schedule (Smith & Topin 2017): linear warm-up over `warmup` of all steps, then half a
-    cosine down to zero. The optimizer is SGD with Nesterov momentum. label_smoothing: Szegedy et al. 2016.
+    cosine down to zero. The optimizer is SGD with Nesterov momentum. label_smoothing: Szegedy et al. 2016; it counts
+    for classifiers only.
     precision: "fp32", "bf16", or "auto" for whichever is faster for this model on this device, measured at the start.
     """
 
@@ -70,18 +71,19 @@ class TrainConfig:
 class FitResult:
     """What training gave. The model itself holds the weights of the best epoch on val.
 
-    history: one row per epoch (epoch, lr, train_loss, train_accuracy, val_loss, val_accuracy, seconds); the training
-    columns are measured while learning, with augmentation and dropout on; both losses include label smoothing.
-    precision: the one that was used.
+    history: one row per epoch (epoch, lr, train_loss, train_accuracy, val_loss, val_accuracy, seconds), with the
+    measure of the task in the place of "accuracy"; the training columns are measured while learning, with augmentation
+    and dropout on; both losses include label smoothing. precision: the one that was used. task: what was learned.
     """
 
     history: pd.DataFrame
     precision: str
+    task: Task
 
     @property
     def best_epoch(self) -> int:
-        """The epoch with the highest val accuracy, counted from 1; the first of several equal ones."""
-        return int(self.history.loc[self.history.val_accuracy.idxmax(), "epoch"])
+        """The epoch with the best measure on val, counted from 1; the first of several equal ones."""
+        return 1 + self.task.best(self.history[f"val_{self.task.measure}"])
 
     @property
     def train_seconds(self) -> float:
@@ -129,99 +131,102 @@ def fit(
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
     on_epoch: Callable[[dict], bool | None] | None = None,
+    task: Task | None = None,
 ) -> FitResult:
-    """Train a classifier and leave the weights of its best epoch on val in it.
+    """Train a network and leave the weights of its best epoch on val in it.
 
-    train, val: (images (N,48,48) uint8, labels (N,) int64). checkpoint: file to save to after every epoch and to resume
-    from; a resumed run ends with the same weights as an uninterrupted one (bit for bit on the same CPU).
-    on_epoch: called with each new row of the history; training ends early when it returns True.
+    train, val: (images (N,48,48) uint8, targets (N,...)): labels (N,) int64, or what else the task asks for.
+    checkpoint: file to save to after every epoch and to resume from; a resumed run ends with the same weights as an
+    uninterrupted one (bit for bit on the same CPU). on_epoch: called with each new row of the history; training ends
+    early when it returns True. task: what is learned; None: to classify, with the label smoothing of config.
 
     Raises TrainingError when the loss is no longer finite, when the GPU's memory does not suffice, or when the
     checkpoint belongs to another run.
     """
-    device = torch.device(device)
+    device, task = torch.device(device), task or classification(config.label_smoothing)
     model.to(device, memory_format=torch.channels_last)
-    train_images, train_labels, val_images, val_labels = (torch.as_tensor(a).to(device) for a in (*train, *val))
+    train_images, train_targets, val_images = (torch.as_tensor(a).to(device) for a in (*train, val[0]))
+    val_targets = torch.as_tensor(val[1])
     set_seed(config.seed)
     generator = torch.Generator(device).manual_seed(config.seed)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=True
     )
     data = [zlib.crc32(np.ascontiguousarray(array)) for array in train]
-    run = _Run(model, optimizer, generator, config, data)
+    run = _Run(model, optimizer, generator, config, task, data)
     if not run.resume(checkpoint):
         run.precision = fastest_precision(model, config, device) if config.precision == "auto" else config.precision
     while len(run.history) < config.epochs:
         start = time.perf_counter()
         try:
-            losses, correct = _train_epoch(run, train_images, train_labels)
+            losses, measured = _train_epoch(run, train_images, train_targets)
         except torch.cuda.OutOfMemoryError as error:
             raise TrainingError(
                 f"the GPU's memory does not suffice for batch_size {config.batch_size}; try {config.batch_size // 2}"
             ) from error
         _require_finite(losses, run, checkpoint)
         seconds = time.perf_counter() - start
-        val_logits = torch.from_numpy(predict_logits(model, val_images, device))
+        val_outputs = torch.from_numpy(predict_outputs(model, val_images, device))
         row = {
             "epoch": len(run.history) + 1,
             "lr": optimizer.param_groups[0]["lr"],
             "train_loss": float(losses.mean()),
-            "train_accuracy": correct,
-            "val_loss": float(F.cross_entropy(val_logits, val_labels.cpu(), label_smoothing=config.label_smoothing)),
-            "val_accuracy": float((val_logits.argmax(1) == val_labels.cpu()).float().mean()),
+            f"train_{task.measure}": measured,
+            "val_loss": float(task.loss(val_outputs, val_targets)),
+            f"val_{task.measure}": float(task.measured(val_outputs, val_targets).mean()),
             "seconds": seconds,
         }
         run.add(row)
         if checkpoint:
             run.save(checkpoint)
-        print(_progress_line(run.history, config.epochs), flush=True)
+        print(_progress_line(run.history, config.epochs, task), flush=True)
         if on_epoch and on_epoch(row):
             break
     model.load_state_dict(run.best_weights)
-    return FitResult(pd.DataFrame(run.history), run.precision)
+    return FitResult(pd.DataFrame(run.history), run.precision, task)
 
 
-def _train_epoch(run: "_Run", images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """One pass over the training data. Returns the loss of every step and the accuracy over all images seen.
+def _train_epoch(run: "_Run", images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """One pass over the training data. Returns the loss of every step and the mean measure over all images seen.
 
-    Nothing in the loop waits for the device: losses and hits are kept there until the end. The last, incomplete batch
-    is dropped; each epoch shuffles anew, so every image gets its turn.
+    Nothing in the loop waits for the device: losses and measures are kept there until the end. The last, incomplete
+    batch is dropped; each epoch shuffles anew, so every image gets its turn.
     """
-    config, model, device = run.config, run.model, images.device
+    config, model, task, device = run.config, run.model, run.task, images.device
     model.train()
     batch = min(config.batch_size, len(images))
     steps = len(images) // batch
     order = torch.randperm(len(images), device=device, generator=run.generator)
     losses = torch.zeros(steps, device=device)
-    hits = torch.zeros((), device=device)
+    measured = torch.zeros((), device=device)
     for step in range(steps):
         lr = one_cycle_lr(len(run.history) * steps + step, config.epochs * steps, config)
         for group in run.optimizer.param_groups:
             group["lr"] = lr
         chosen = order[step * batch : (step + 1) * batch]
-        inputs = augment_batch(to_float(images[chosen]), config.augment, run.generator)
-        loss, logits = train_step(model, run.optimizer, inputs, labels[chosen], config.label_smoothing, run.precision)
+        inputs, wanted = task.augment(to_float(images[chosen]), targets[chosen], config.augment, run.generator)
+        loss, outputs = train_step(model, run.optimizer, inputs, wanted, task.loss, run.precision)
         losses[step] = loss
-        hits += (logits.argmax(1) == labels[chosen]).sum()
-    return losses.cpu(), float(hits) / (steps * batch)
+        measured += task.measured(outputs, wanted).sum()
+    return losses.cpu(), float(measured) / (steps * batch)
 
 
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     inputs: torch.Tensor,
-    labels: torch.Tensor,
-    label_smoothing: float,
+    targets: torch.Tensor,
+    loss_of: Compare,
     precision: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward, loss, backward, update on one batch. Returns the loss () and the logits (N,7), both detached."""
+    """Forward, loss, backward, update on one batch. Returns the loss () and the outputs (N,...), both detached."""
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits = model(inputs.contiguous(memory_format=torch.channels_last))
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+        outputs = model(inputs.contiguous(memory_format=torch.channels_last)).float()
+    loss = loss_of(outputs, targets)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
-    return loss.detach(), logits.detach()
+    return loss.detach(), outputs.detach()
 
 
 def fastest_precision(model: nn.Module, config: TrainConfig, device: torch.device, steps: int = 8) -> str:
@@ -235,16 +240,20 @@ def fastest_precision(model: nn.Module, config: TrainConfig, device: torch.devic
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     noise = torch.Generator().manual_seed(0)
     inputs = torch.randn(config.batch_size, 1, 48, 48, generator=noise)
-    labels = torch.randint(len(EMOTIONS), (config.batch_size,), generator=noise)
     twins = {precision: copy.deepcopy(model).train() for precision in ("fp32", "bf16")}
     seconds: dict[str, list[float]] = {precision: [] for precision in twins}
     with torch.random.fork_rng(devices=[]):
         for _ in range(steps):
             for precision, twin in twins.items():
                 start = time.perf_counter()
-                train_step(twin, torch.optim.SGD(twin.parameters(), lr=0.0), inputs, labels, 0.0, precision)
+                train_step(twin, torch.optim.SGD(twin.parameters(), lr=0.0), inputs, inputs, _mean_square, precision)
                 seconds[precision].append(time.perf_counter() - start)
     return "bf16" if min(seconds["bf16"]) < 0.8 * min(seconds["fp32"]) else "fp32"
+
+
+def _mean_square(outputs: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    """A loss for any output: only the time it takes to pass it back matters."""
+    return outputs.square().mean()
 
 
 def checkpoint_file(folder: Path, label: str, config: TrainConfig, fingerprint: str) -> Path:
@@ -257,7 +266,7 @@ def checkpoint_file(folder: Path, label: str, config: TrainConfig, fingerprint: 
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the weights of a trained model, with its architecture and the class order, for load_weights."""
+    """Write the weights of a trained model, with its architecture and what its outputs mean, for load_weights."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".tmp")
     torch.save({"signature": _signature(model), "weights": model.state_dict()}, fresh)
@@ -269,29 +278,56 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
 
     Raises TrainingError when the file is missing, damaged, or of another architecture or class order.
     """
-    state = _read(path) if path.exists() else None
-    if state is None:
-        raise TrainingError(f"{path} is missing or damaged; run the notebook that trains this model to make it")
+    state = _read_weights(path)
     _require_same(_signature(model), state["signature"], path)
     model.load_state_dict(state["weights"])
     return model.eval()
 
 
+def load_backbone(model: nn.Module, path: Path) -> nn.Module:
+    """Let a model start from the trained backbone of another, as save_weights wrote it; its head stays as it is.
+
+    Both must have a backbone under that name, with the same stem and tensors. Raises TrainingError when they do not, or
+    when the file is missing or damaged.
+    """
+    state = _read_weights(path)
+    there, here = _backbone(state["weights"]), _backbone(model.state_dict())
+    if not there or not here:
+        where = path if not there else f"this {type(model).__name__}"
+        raise TrainingError(f'there is no "backbone" in {where}; both networks must be made of a backbone and a head')
+    for_both = ("stem", *here, *there)
+    expected, found = _signature(model), state["signature"]
+    _require_same({key: expected.get(key) for key in for_both}, {key: found.get(key) for key in for_both}, path)
+    model.load_state_dict(there, strict=False)
+    return model
+
+
+def _backbone(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in weights.items() if name.startswith("backbone.")}
+
+
+def _read_weights(path: Path) -> dict:
+    """What save_weights wrote; TrainingError when the file is missing or damaged."""
+    state = _read(path) if path.exists() else None
+    if not isinstance(state, dict) or not state.keys() >= {"signature", "weights"}:
+        raise TrainingError(f"{path} is missing or damaged; run the notebook that trains this model to make it")
+    return state
+
+
 class _Run:
     """The part of a training run that changes, and that a checkpoint therefore holds."""
 
-    def __init__(self, model, optimizer, generator, config, data: list[int]) -> None:
-        self.model, self.optimizer, self.generator, self.config = model, optimizer, generator, config
-        self.identity = _signature(model) | asdict(config) | {"training data": data}
+    def __init__(self, model, optimizer, generator, config, task, data: list[int]) -> None:
+        self.model, self.optimizer, self.generator, self.config, self.task = model, optimizer, generator, config, task
+        self.identity = _signature(model) | asdict(config) | {"task": task.name, "training data": data}
         self.history: list[dict] = []
         self.best_weights: dict[str, torch.Tensor] = {}
         self.precision = "fp32"
 
     def add(self, row: dict) -> None:
         """Append an epoch to the history; keep its weights if it is the best on val so far."""
-        best = max((r["val_accuracy"] for r in self.history), default=-1.0)
         self.history.append(row)
-        if row["val_accuracy"] > best:
+        if self.task.best([r[f"val_{self.task.measure}"] for r in self.history]) == len(self.history) - 1:
             self.best_weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
     def save(self, path: Path) -> None:
@@ -354,9 +390,13 @@ def _previous(path: Path) -> Path:
 
 
 def _signature(model: nn.Module) -> dict:
-    """What must agree before weights are put into a model: its class, its tensors' shapes, and the class order."""
-    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    return {"architecture": type(model).__name__, "classes": list(EMOTIONS), **shapes}
+    """What must agree before weights are put into a model: its class and stem, what its outputs mean, all shapes."""
+    return {
+        "architecture": type(model).__name__,
+        "stem": getattr(getattr(model, "backbone", None), "stem", None),
+        "classes": list(getattr(model, "outputs", EMOTIONS)),
+        **{name: list(tensor.shape) for name, tensor in model.state_dict().items()},
+    }
 
 
 def _require_same(expected: dict, found: dict, path: Path) -> None:
@@ -377,11 +417,12 @@ def _require_finite(losses: torch.Tensor, run: _Run, checkpoint: Path | None) ->
         )
 
 
-def _progress_line(history: list[dict], epochs: int) -> str:
+def _progress_line(history: list[dict], epochs: int, task: Task) -> str:
     row, done = history[-1], len(history)
     left = (epochs - done) * np.mean([r["seconds"] for r in history])
     left_text = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+    train, val = (task.shown.format(row[f"{split}_{task.measure}"]) for split in ("train", "val"))
     return (
-        f"epoch {done:3d}/{epochs}  loss {row['train_loss']:.4f}  train {row['train_accuracy']:.2%}  "
-        f"val {row['val_accuracy']:.2%}  {row['seconds']:.1f} s  left {left_text}"
+        f"epoch {done:3d}/{epochs}  loss {row['train_loss']:.4f}  train {train}  val {val}  "
+        f"{row['seconds']:.1f} s  left {left_text}"
     )

@@ -1,9 +1,20 @@
 """Batched augmentation does what its names say, and nothing else decides it but the generator."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from fer_utils.augment import NO_AUGMENT, PIXEL_MEAN, PIXEL_SD, Augment, augment_batch, random_affine, to_float
+from fer_utils.augment import (
+    NO_AUGMENT,
+    PIXEL_MEAN,
+    PIXEL_SD,
+    Augment,
+    augment_batch,
+    augment_with_points,
+    random_affine,
+    to_float,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -79,6 +90,36 @@ def test_brightness_and_contrast_are_drawn_for_each_image():
     offset = changed.amin((1, 2, 3))
     assert 0.7 <= gain.min() < 0.75 and 1.25 < gain.max() <= 1.3
     assert 0.9 * 0.2 / PIXEL_SD < offset.abs().max() <= 0.2 / PIXEL_SD
+
+
+FACE = torch.tensor([[0.35, 0.4], [0.62, 0.38], [0.4, 0.7], [0.6, 0.72]])  # left eye, right eye, lip corners
+
+
+def dots(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (4n,1,48,48) of one bright dot each, at one of the points of FACE, and which point it is (4n,)."""
+    which = torch.arange(4).repeat(n)
+    along = (torch.arange(48) + 0.5) / 48
+    x, y = FACE[which, :, None, None].unbind(1)
+    return torch.exp(-((along - x) ** 2 + (along[:, None] - y) ** 2) / (2 * 0.03**2))[:, None], which
+
+
+@pytest.mark.parametrize("strengths", [{"flip": 1.0}, {"shift": 0.1}, {"rotate": 30}, {"scale": 0.2}, vars(Augment())])
+def test_points_move_with_the_pixels_and_swap_sides_in_a_mirror_image(strengths):
+    how = replace(NO_AUGMENT, **strengths).without("brightness", "contrast")
+    images, which = dots(20)
+    changed, points = augment_with_points(images, FACE.repeat(80, 1, 1), how, generator())
+    mirrored = random_affine(80, how, generator())[:, 0, 0] < 0
+    now = torch.where(mirrored, which ^ 1, which)  # 0 and 1 are the eyes, 2 and 3 the lip corners
+    found = (torch.tensor([centre(image[0]) for image in changed]) + 0.5) / 48
+    assert (found - points[range(80), now]).norm(dim=1).max() * 48 < 0.1  # pixels
+    assert (points - FACE).norm(dim=2).mean() * 48 > 1  # it was not easy
+    assert (points[:, 0, 0] < points[:, 1, 0]).all()
+
+
+def test_points_do_not_change_what_happens_to_the_images():
+    images = torch.randn(8, 1, 48, 48)
+    expected = augment_batch(images, Augment(), generator())
+    assert torch.equal(augment_with_points(images, FACE.repeat(8, 1, 1), Augment(), generator())[0], expected)
 
 
 def test_only_the_generator_decides():

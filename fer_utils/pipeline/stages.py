@@ -33,6 +33,34 @@ STAGES = (
         minutes={"sample": 0.5, "cpu": 1, "full": 1},
     ),
     Stage(
+        name="02_landmark_labelling",
+        gives=(
+            "checkpoints/landmarks.npz",
+            "tables/02_detection.csv",
+            "tables/02_noise_floor.csv",
+            "tables/02_mean_positions.csv",
+        ),
+        minutes={"sample": 1, "cpu": 6, "full": 4},
+        params={"sample": {"experiment_n": 100}, "full": {"experiment_n": 2000}},
+    ),
+    Stage(
+        name="03_landmark_model",
+        gives=("tables/03_landmark_error.csv", "tables/03_results.csv", "checkpoints/landmark_resnet18.pt"),
+        minutes={"sample": 2, "cpu": 40, "full": 15},
+        needs=("02_landmark_labelling",),
+        params={
+            "sample": {"trial_images": 200, "trial_epochs": 2, "epochs": 8, "batch_size": 32},
+            "full": {
+                "max_gmacs": 2.0,
+                "trial_images": 8000,
+                "trial_epochs": 8,
+                "epochs": 60,
+                "batch_size": 128,
+                "seeds": [0, 1, 2],
+            },
+        },
+    ),
+    Stage(
         name="04_baseline_cnn",
         gives=(
             "tables/04_results.csv",
