@@ -1,8 +1,9 @@
-"""Shared fixtures: where the real data is, if this machine has it."""
+"""Shared fixtures: where the real data is, if this machine has it; and figures that do not outlive their test."""
 
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,3 +24,10 @@ def real_archive() -> Path:
     if path is None:
         pytest.skip("the real FER2013 archive is not on this machine (set FER_DATA to its path)")
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_figures_left():
+    """Close what a test has drawn, so that the next one starts without figures."""
+    yield
+    plt.close("all")

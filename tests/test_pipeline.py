@@ -630,7 +630,7 @@ def test_lock_file_of_a_dead_run_is_no_obstacle(finished: Project) -> None:
 def test_failed_notebook_is_named_and_publishes_nothing(
     finished: Project, capsys: pytest.CaptureFixture, source: str, tags: tuple[str, ...], message: str
 ) -> None:
-    before = finished.published()
+    before, children = finished.published(), set(psutil.Process().children(recursive=True))
     finished.stages = (replace(COUNTING, timeout_minutes=0.05), TRAINING)
     finished.write_notebook("01_count", cell(COUNT), cell(""), cell("y = 2"), cell(source, tags))
     assert finished.run() == 1
@@ -641,7 +641,7 @@ def test_failed_notebook_is_named_and_publishes_nothing(
     assert finished.published().keys() == before.keys()
     assert all(text == before[file] for file, text in finished.published().items() if "provenance" not in file)
     assert (finished.root / "outputs/work/cpu/01_count/notebook.ipynb").exists()
-    assert not psutil.Process().children(recursive=True)
+    assert set(psutil.Process().children(recursive=True)) <= children
 
 
 def test_stages_that_do_not_need_the_failed_one_go_on(project: Project, capsys: pytest.CaptureFixture) -> None:
