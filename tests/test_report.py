@@ -128,3 +128,10 @@ def test_published_report_is_consistent():
         with np.load(PROJECT_ROOT / "reports" / "predictions" / f"04_{row.model}.npz") as file:
             hits = file["test"].argmax(2) == test_labels  # zip and folder rows are in class order
         assert hits.mean() == pytest.approx(row.accuracy, abs=6e-4)  # float16 logits may tie
+
+
+def test_shares_named_in_the_readme_are_those_of_the_tables():
+    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf8")
+    near = pd.read_csv(PROJECT_ROOT / "reports" / "tables" / "01_near_duplicates.csv").set_index("split").loc["test"]
+    assert f"{100 * near.exact_copy_in_train / near.n:.1f} % of the test images have an exact copy in train" in text
+    assert f"and {100 * near.share:.1f} % an exact or near copy" in text
