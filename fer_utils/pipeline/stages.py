@@ -46,7 +46,7 @@ STAGES = (
     Stage(
         name="03_landmark_model",
         gives=("tables/03_landmark_error.csv", "tables/03_results.csv", "checkpoints/landmark_resnet18.pt"),
-        minutes={"sample": 2, "cpu": 40, "full": 15},
+        minutes={"sample": 2, "cpu": 20, "full": 15},
         needs=("02_landmark_labelling",),
         params={
             "sample": {"trial_images": 200, "trial_epochs": 2, "epochs": 8, "batch_size": 32},
