@@ -74,4 +74,38 @@ STAGES = (
             "full": {"epochs": 60, "seeds": [0, 1, 2, 3, 4]},
         },
     ),
+    Stage(
+        name="05_attention_resnet",
+        gives=(
+            "tables/05_comparison.csv",
+            "tables/05_results.csv",
+            "predictions/05_resnet18.npz",
+            "predictions/05_attention_resnet18.npz",
+            "predictions/05_resnet18_original.npz",
+            "predictions/05_attention_resnet18_original.npz",
+            "predictions/05_best_resnet18.npz",
+            "checkpoints/best_resnet18.pt",
+            "checkpoints/attention_resnet18.pt",
+        ),
+        minutes={"sample": 3, "cpu": 110, "full": 30},
+        needs=("03_landmark_model",),
+        params={
+            "sample": {
+                "epochs_original": 2,
+                "epochs": 3,
+                "final_epochs": 4,
+                "trial_epochs": 1,
+                "batch_size": 32,
+            },
+            "full": {
+                "seeds": [0, 1, 2, 3, 4, 5],
+                "epochs_original": 30,
+                "epochs": 40,
+                "final_epochs": 60,
+                "stems": ["imagenet", "middle", "small"],
+                "with_control": True,
+            },
+        },
+        timeout_minutes=240,
+    ),
 )
