@@ -136,3 +136,13 @@ def test_shares_named_in_the_readme_are_those_of_the_tables():
     near = pd.read_csv(PROJECT_ROOT / "reports" / "tables" / "01_near_duplicates.csv").set_index("split").loc["test"]
     assert f"{100 * near.exact_copy_in_train / near.n:.1f} % of the test images have an exact copy in train" in text
     assert f"and {100 * near.share:.1f} % an exact or near copy" in text
+
+
+def test_speeds_named_in_the_readme_are_those_of_the_benchmark():
+    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf8")
+    table = pd.read_csv(PROJECT_ROOT / "reports" / "tables" / "benchmark_engine.csv")
+    for usual, engine in zip(
+        *(table[table.way == way].to_dict("records") for way in ("DataLoader", "engine")), strict=True
+    ):
+        speeds = f"| {usual['images per second']:.0f} images/s | {engine['images per second']:,.0f} images/s, "
+        assert f"{speeds}{engine['times as fast']:.1f} times as fast | {engine['input, %']:.1f} % |" in text
