@@ -7,7 +7,7 @@ Three tables. benchmark_engine: `fit` against the usual way to write it (PIL ima
 DataLoader with one worker process per core, fp32, `.item()` at every step), with the same model, batch size and
 optimizer. benchmark_settings: precision, memory format and torch.compile. benchmark_seeds, on a CPU only: two seeds one
 after the other, or at once. With --out they are published there, and the next run of run_all.sh shows them in
-report.html. Takes several minutes on two cores; nothing else should run meanwhile.
+report.html. Takes about nine minutes on two cores; nothing else should run meanwhile.
 
 Whatever is compared takes turns in short rounds, and the fastest round of each counts: other work on the machine then
 hardly matters. Both ways have a process of their own, so that memory is theirs and nothing is left over from the other.
@@ -53,6 +53,7 @@ MODELS = {
     "resnet18, middle stem": ("resnet18", {"stem": "middle"}),
 }
 CPU_STEPS = {"baseline_cnn": 24, "resnet18": 6, "resnet18, middle stem": 3}  # per round; on a GPU: a whole epoch
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 SEEDS_MODELS = ("baseline_cnn", "resnet18")
 USUAL, ENGINE = "DataLoader", "engine"
 NAME = "benchmark_training"
@@ -208,7 +209,7 @@ def usual_parts(source: str, name: str, device: str, steps: int, workers: int) -
 def time_settings(name: str, device: str, steps: int, rounds: int, cache: str) -> list[dict]:
     """Images per second with every precision and memory format, and compiled with the fastest of these."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # an empty one: what was compiled before must not come for free
-    settings = list(itertools.product(("fp32", "bf16"), ("contiguous", "channels_last")))
+    settings = list(itertools.product(("fp32", "bf16"), LAYOUTS))
     calls = {setting: training_call(name, device, *setting) for setting in settings}
     for call in calls.values():
         call()
@@ -237,7 +238,7 @@ def time_settings(name: str, device: str, steps: int, rounds: int, cache: str) -
 
 def training_call(name: str, device: str, precision: str, layout: str, compiled: bool = False) -> Callable[[], object]:
     """A function that makes one step of the engine on noise. The weights' memory format decides that of all layers."""
-    model = new_model(name).to(device, memory_format=getattr(torch, f"{layout}_format", torch.channels_last)).train()
+    model = new_model(name).to(device, memory_format=LAYOUTS[layout]).train()
     optimizer = build_optimizer(model, TrainConfig())
     inputs = torch.randn(BATCH, 1, 48, 48, device=device)
     labels = torch.randint(7, (BATCH,), device=device)

@@ -146,3 +146,18 @@ def test_speeds_named_in_the_readme_are_those_of_the_benchmark():
     ):
         speeds = f"| {usual['images per second']:.0f} images/s | {engine['images per second']:,.0f} images/s, "
         assert f"{speeds}{engine['times as fast']:.1f} times as fast | {engine['input, %']:.1f} % |" in text
+
+
+def test_what_the_readme_says_of_settings_and_seeds_is_what_was_measured():
+    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf8")
+    tables = PROJECT_ROOT / "reports" / "tables"
+    settings = pd.read_csv(tables / "benchmark_settings.csv")
+    speed = settings.set_index(["model", "precision", "memory format"])["images per second"].unstack([1, 2])
+    assert (speed["bf16"] > speed["fp32"]).all(axis=None)
+    assert (speed.xs("channels_last", axis=1, level=1) > speed.xs("contiguous", axis=1, level=1)).all(axis=None)
+    compiled = settings.dropna(subset="compile seconds")
+    assert len(compiled) == len(speed) == 3
+    assert (compiled["images per second, compiled"].astype(float) < compiled["images per second"]).all()
+    seeds = pd.read_csv(tables / "benchmark_seeds.csv").set_index(["model", "two seeds"])["images per second"].unstack()
+    gains = 100 * (seeds["at once"] / seeds["one after the other"] - 1)
+    assert f"gave {gains.min():.0f} to {gains.max():.0f} % more images per second" in text

@@ -40,7 +40,7 @@ STAGES = (
             "tables/02_noise_floor.csv",
             "tables/02_mean_positions.csv",
         ),
-        minutes={"sample": 1, "cpu": 6, "full": 4},
+        minutes={"sample": 1, "cpu": 4, "full": 4},
         params={"sample": {"experiment_n": 100}, "full": {"experiment_n": 2000}},
     ),
     Stage(
