@@ -1,9 +1,13 @@
 """Batched augmentation on the device: one tensor operation for a whole batch instead of one PIL call per image."""
 
+import functools
+import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import beta
 
 # Mean and standard deviation of FER2013's training pixels on the scale 0-1 (notebook 01 measures them).
 PIXEL_MEAN, PIXEL_SD = 0.508, 0.255
@@ -19,6 +23,14 @@ class Augment:
     flip: probability of a mirror image. shift: largest move, as a fraction of the width, in x and in y.
     rotate: largest angle in degrees. scale: largest relative zoom, in or out. brightness: largest offset, as a
     fraction of the full pixel range. contrast: largest relative gain, up or down.
+
+    alternate: mirror every image in every other epoch, instead of at random with probability `flip`; in two epochs each
+    is seen once from both sides (Jordan 2024, arXiv:2404.00498). It takes a training loop, which knows the epoch.
+    erase: probability that a rectangle is made grey (random erasing: Zhong et al. 2017, arXiv:1708.04896; with squares:
+    cutout). erase_area: its smallest and largest share of the image.
+    mixup: alpha of the Beta distribution of the share in which two images and their labels are blended (Zhang et al.
+    2018, arXiv:1710.09412). cutmix: alpha for pasting a rectangle of one image into another (Yun et al. 2019,
+    arXiv:1905.04899). With both, each image gets one of the two, with even chances. These two change labels.
     """
 
     flip: float = 0.5
@@ -27,6 +39,11 @@ class Augment:
     scale: float = 0.12
     brightness: float = 0.2
     contrast: float = 0.2
+    alternate: bool = False
+    erase: float = 0.0
+    erase_area: tuple[float, float] = (0.02, 0.33)
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse strengths that make no image: ValueError names the field."""
@@ -37,10 +54,17 @@ class Augment:
             "scale": 0.9,
             "brightness": 1,
             "contrast": 1,
+            "erase": 1,
+            "mixup": 100,
+            "cutmix": 100,
         }.items():
             value = getattr(self, name)
             if not 0 <= value <= highest:
                 raise ValueError(f"Augment.{name} is {value}; it must lie between 0 and {highest}")
+        if not 0 < self.erase_area[0] <= self.erase_area[1] <= 1:
+            raise ValueError(
+                f"Augment.erase_area is {self.erase_area}; it must be two rising shares, above 0 and up to 1"
+            )
 
     def without(self, *names: str) -> "Augment":
         """The same strengths with the named ones switched off."""
@@ -49,7 +73,12 @@ class Augment:
     @property
     def moves(self) -> bool:
         """Whether pixels change their places, and not only their values."""
-        return bool(self.flip or self.shift or self.rotate or self.scale)
+        return bool(self.flip or self.shift or self.rotate or self.scale or self.alternate)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are blended with others, which turns labels into shares of two classes."""
+        return bool(self.mixup or self.cutmix)
 
 
 NO_AUGMENT = Augment().without("flip", "shift", "rotate", "scale", "brightness", "contrast")
@@ -60,28 +89,76 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
     return (images.unsqueeze(1).float() / 255 - PIXEL_MEAN) / PIXEL_SD
 
 
-def augment_batch(images: torch.Tensor, how: Augment, generator: torch.Generator) -> torch.Tensor:
-    """Change each image of a batch at random.
+def augment_batch(
+    images: torch.Tensor, how: Augment, generator: torch.Generator, mirror: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Change each image of a batch at random, but for mixing, which `mix` does.
 
     images: (N,1,H,W) float, standardized. generator: on the same device as images; the only source of chance.
-    Returns a tensor of the same shape.
+    mirror: (N,) bool, which images to mirror; None: at random. Returns a tensor of the same shape.
     """
     if how.moves:
-        images = warp(images, random_affine(len(images), how, generator))
-    return relight(images, how, generator)
+        images = warp(images, random_affine(len(images), how, generator, mirror))
+    return erase(relight(images, how, generator), how, generator)
 
 
 def augment_with_points(
-    images: torch.Tensor, points: torch.Tensor, how: Augment, generator: torch.Generator
+    images: torch.Tensor,
+    points: torch.Tensor,
+    how: Augment,
+    generator: torch.Generator,
+    mirror: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Change each image of a batch at random, and move its landmarks (N,4,2) along with its pixels.
 
     As augment_batch; the same seed changes the images in the same way. A point may end up outside [0,1].
+    Raises ValueError for mixup and cutmix: the points of two faces have no mean that would be a face.
     """
+    if how.mixes:
+        raise ValueError("landmarks cannot be mixed; switch off Augment.mixup and Augment.cutmix")
     if how.moves:
-        affine = random_affine(len(images), how, generator)
+        affine = random_affine(len(images), how, generator, mirror)
         images, points = warp(images, affine), move_points(points, affine)
-    return relight(images, how, generator), points
+    return erase(relight(images, how, generator), how, generator), points
+
+
+def mix(
+    images: torch.Tensor, targets: torch.Tensor, how: Augment, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mix every image with its neighbour in the batch (batches are shuffled), by mixup or cutmix, and likewise targets.
+
+    images: (N,1,H,W). targets: (N,C) shares of the classes. Each image draws a share of its own.
+    """
+    n, device = len(images), images.device
+    others, other_targets = images.roll(1, 0), targets.roll(1, 0)
+    pasted = torch.zeros(n, 1, 1, 1, device=device)  # share of the neighbour at every pixel
+    if how.mixup:
+        pasted = _beta_shares(n, how.mixup, generator).view(-1, 1, 1, 1)
+    if how.cutmix:
+        side = _beta_shares(n, how.cutmix, generator).sqrt()
+        middle_y, middle_x = (torch.rand(n, device=device, generator=generator) for _ in "yx")
+        boxes = _rectangles(middle_y - side / 2, middle_x - side / 2, side, side, images.shape[-2:])
+        use_box = torch.rand(n, device=device, generator=generator) < (0.5 if how.mixup else 1.0)
+        pasted = torch.where(use_box.view(-1, 1, 1, 1), boxes, pasted)
+    share = pasted.mean((1, 2, 3)).unsqueeze(1)  # of a box: what of it lies inside the image
+    return images.lerp(others, pasted.expand_as(images)), targets.lerp(other_targets, share.expand_as(targets))
+
+
+def erase(images: torch.Tensor, how: Augment, generator: torch.Generator) -> torch.Tensor:
+    """Make a rectangle of each image (N,1,H,W) grey, the mean of all pixels, with probability how.erase.
+
+    As in the paper, its ratio of height to width lies between 0.3 and 3.3; it lies inside the image.
+    """
+    if not how.erase:
+        return images
+    n, device = len(images), images.device
+    draw = functools.partial(torch.rand, n, device=device, generator=generator)
+    smallest, largest = how.erase_area
+    area = smallest + (largest - smallest) * draw()
+    ratio = torch.exp(math.log(3.3) * (2 * draw() - 1))
+    height, width = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    boxes = _rectangles(draw() * (1 - height), draw() * (1 - width), height, width, images.shape[-2:])
+    return torch.where((boxes > 0) & (draw() < how.erase).view(-1, 1, 1, 1), 0.0, images)
 
 
 def warp(images: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
@@ -112,17 +189,41 @@ def relight(images: torch.Tensor, how: Augment, generator: torch.Generator) -> t
     return images
 
 
-def random_affine(n: int, how: Augment, generator: torch.Generator) -> torch.Tensor:
-    """(n,2,3) matrices that map output to input coordinates (-1..1), as torch's affine_grid expects them."""
+def random_affine(n: int, how: Augment, generator: torch.Generator, mirror: torch.Tensor | None = None) -> torch.Tensor:
+    """(n,2,3) matrices that map output to input coordinates (-1..1), as torch's affine_grid expects them.
+
+    mirror: (n,) bool, which images to mirror; None: at random.
+    """
     angle = torch.deg2rad(how.rotate * _uniform(n, generator))
     zoom = 1 + how.scale * _uniform(n, generator)
-    mirror = 1 - 2 * (torch.rand(n, device=generator.device, generator=generator) < how.flip).float()
+    if mirror is None:
+        mirror = torch.rand(n, device=generator.device, generator=generator) < how.flip
+    side = 1 - 2 * mirror.float()
     shift_x, shift_y = (2 * how.shift * _uniform(n, generator) for _ in "xy")  # the grid is 2 wide
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
-    rows = [torch.stack([mirror * cos, -sin, shift_x], 1), torch.stack([mirror * sin, cos, shift_y], 1)]
+    rows = [torch.stack([side * cos, -sin, shift_x], 1), torch.stack([side * sin, cos, shift_y], 1)]
     return torch.stack(rows, 1)
 
 
 def _uniform(n: int, generator: torch.Generator) -> torch.Tensor:
     """N numbers, uniform in -1..1, on the generator's device."""
     return 2 * torch.rand(n, device=generator.device, generator=generator) - 1
+
+
+def _rectangles(top: torch.Tensor, left: torch.Tensor, height: torch.Tensor, width: torch.Tensor, size) -> torch.Tensor:
+    """(N,1,H,W) masks, 1 inside a rectangle given in fractions of the image (N,), 0 outside. size: (H, W)."""
+    rows, columns = ((torch.arange(n, device=top.device) + 0.5) / n for n in size)
+    inside_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])  # (N,H)
+    inside_columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])  # (N,W)
+    return (inside_rows[:, None, :, None] & inside_columns[:, None, None, :]).float()
+
+
+def _beta_shares(n: int, alpha: float, generator: torch.Generator) -> torch.Tensor:
+    """N shares from Beta(alpha, alpha): torch's own sampler takes no generator, so quantiles are looked up."""
+    quantiles = _beta_quantiles(alpha, generator.device)
+    return quantiles[torch.randint(len(quantiles), (n,), device=generator.device, generator=generator)]
+
+
+@functools.lru_cache
+def _beta_quantiles(alpha: float, device: torch.device, n: int = 4096) -> torch.Tensor:
+    return torch.as_tensor(beta.ppf((np.arange(n) + 0.5) / n, alpha, alpha), dtype=torch.float32, device=device)

@@ -6,6 +6,7 @@ All take (N,1,48,48) standardized floats. Classifiers return (N,7) logits; build
 import pickle
 import urllib.request
 from collections import OrderedDict
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 
@@ -89,6 +90,19 @@ def imagenet_resnet18() -> dict[str, torch.Tensor] | None:
     return state
 
 
+def resnet18_head(outputs: int) -> nn.Sequential:
+    """From the last feature map (N,512,h,w) to (N,outputs): mean over positions, then dense layers with dropout 0.3."""
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),  # (N,512)
+        nn.Dropout(0.3),
+        nn.Linear(512, 256),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(256, outputs),
+    )
+
+
 class LandmarkResNet18(nn.Module):
     """ResNet18 that finds the four landmarks: a backbone, then dense layers 512-256-8 with dropout of 0.3.
 
@@ -103,26 +117,89 @@ class LandmarkResNet18(nn.Module):
         """stem, imagenet: as in resnet18_backbone."""
         super().__init__()
         self.backbone = resnet18_backbone(stem, imagenet)  # (N,1,48,48) -> (N,512,h,w)
-        self.head = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),  # (N,512)
-            nn.Dropout(0.3),
-            nn.Linear(512, 256),
-            nn.ReLU(),
-            nn.Dropout(0.3),
-            nn.Linear(256, 2 * len(self.outputs)),
-        )
+        self.head = resnet18_head(2 * len(self.outputs))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N,1,48,48) float -> (N,4,2): x and y of each point, as fractions of width and height."""
         return 0.5 + self.head(self.backbone(images)).unflatten(1, (-1, 2)) / 48
 
 
-ARCHITECTURES = {"baseline_cnn": BaselineCNN}
+class ChannelGates(nn.Module):
+    """Channel attention: every channel is multiplied by a gate between 0 and 1, computed from the mean of all channels.
+
+    Squeeze-and-excitation (Hu et al. 2018, arXiv:1709.01507) with a bottleneck of 32.
+    """
+
+    def __init__(self, channels: int = 512, bottleneck: int = 32) -> None:
+        """channels: of the feature map. bottleneck: channels between the two 1x1 convolutions."""
+        super().__init__()
+        self.gates = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),  # squeeze: (N,C,h,w) -> (N,C,1,1)
+            nn.Conv2d(channels, bottleneck, 1),
+            nn.ReLU(),
+            nn.Conv2d(bottleneck, channels, 1),
+            nn.Sigmoid(),  # excite: (N,C,1,1) in 0..1
+        )
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(N,C,h,w) -> (N,C,h,w)."""
+        return features * self.gates(features)
 
 
-def build_model(name: str, num_classes: int = 7) -> nn.Module:
-    """A new, randomly initialized classifier by name; ValueError lists the names there are."""
+class ChannelShift(nn.Module):
+    """The control for ChannelGates: the same layers and parameters, but their output is added and not multiplied."""
+
+    def __init__(self, channels: int = 512, bottleneck: int = 32) -> None:
+        """channels, bottleneck: as in ChannelGates."""
+        super().__init__()
+        self.shift = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, bottleneck, 1), nn.ReLU(), nn.Conv2d(bottleneck, channels, 1)
+        )
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(N,C,h,w) -> (N,C,h,w)."""
+        return features + self.shift(features)
+
+
+ATTENTIONS = {"none": nn.Identity, "gates": ChannelGates, "shift": ChannelShift}
+
+
+class ResNet18(nn.Module):
+    """ResNet18 for emotions: a backbone, optionally channel attention, then dense layers 512-256-7 with dropout 0.3."""
+
+    def __init__(
+        self,
+        num_classes: int = 7,
+        attention: str = "none",
+        stem: str = "imagenet",
+        imagenet: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        """attention: a key of ATTENTIONS; ValueError lists them. stem, imagenet: as in resnet18_backbone."""
+        super().__init__()
+        if attention not in ATTENTIONS:
+            raise ValueError(f"there is no attention {attention!r}; choose one of {', '.join(ATTENTIONS)}")
+        self.backbone = resnet18_backbone(stem, imagenet)  # (N,1,48,48) -> (N,512,h,w)
+        self.attention = ATTENTIONS[attention]()
+        self.head = resnet18_head(num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N,1,48,48) float -> (N,num_classes) logits."""
+        return self.head(self.attention(self.backbone(images)))
+
+
+ARCHITECTURES = {
+    "baseline_cnn": BaselineCNN,
+    "resnet18": ResNet18,
+    "attention_resnet18": partial(ResNet18, attention="gates"),
+    "shift_resnet18": partial(ResNet18, attention="shift"),
+}
+
+
+def build_model(name: str, num_classes: int = 7, **options: object) -> nn.Module:
+    """A new, randomly initialized classifier by name; ValueError lists the names there are.
+
+    options: what else the architecture can be given, e.g. stem and imagenet for those of ResNet18.
+    """
     if name not in ARCHITECTURES:
         raise ValueError(f"there is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[name](num_classes)
+    return ARCHITECTURES[name](num_classes, **options)

@@ -7,41 +7,76 @@ import numpy as np
 import torch
 from torch import nn
 
-from fer_utils.augment import to_float
+from fer_utils.augment import to_float, warp
 from fer_utils.data import EMOTIONS, FER2013, DataError
+
+# How a face is shown at test time, once or several times: (mirrored, pixels to the right, pixels down, zoom).
+CROP = 42  # side of the ten crops in pixels; they are enlarged to 48 again
+EDGE = (48 - CROP) / 2
+VIEWS = {
+    "none": [(False, 0, 0, 1)],
+    "flip": [(mirrored, 0, 0, 1) for mirrored in (False, True)],
+    "shifts": [
+        (mirrored, x, y, 1) for mirrored in (False, True) for x, y in [(0, 0), (2, 0), (-2, 0), (0, 2), (0, -2)]
+    ],
+    "ten_crop": [
+        (mirrored, EDGE * x, EDGE * y, 48 / CROP)
+        for mirrored in (False, True)
+        for x, y in [(0, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)]
+    ],
+}
 
 
 @torch.inference_mode()
 def predict_outputs(
-    model: nn.Module, images: np.ndarray | torch.Tensor, device: torch.device | str = "cpu", batch_size: int = 512
+    model: nn.Module,
+    images: np.ndarray | torch.Tensor,
+    device: torch.device | str = "cpu",
+    batch_size: int = 512,
+    view: tuple[bool, float, float, float] = (False, 0, 0, 1),
 ) -> np.ndarray:
-    """What a network answers to images (N,48,48) uint8, float32, in evaluation mode and fp32; one row per image."""
+    """What a network answers to images (N,48,48) uint8, float32, in evaluation mode and fp32; one row per image.
+
+    view: how the images are shown, one element of a list in VIEWS.
+    """
     training = model.training
     model.eval()
     outputs = [
-        model(to_float(chunk.to(device)).contiguous(memory_format=torch.channels_last))
+        model(show(to_float(chunk.to(device)), view).contiguous(memory_format=torch.channels_last))
         for chunk in torch.as_tensor(images).split(batch_size)
     ]
     model.train(training)
     return torch.cat(outputs).float().cpu().numpy()
 
 
+def show(images: torch.Tensor, view: tuple[bool, float, float, float]) -> torch.Tensor:
+    """Mirror, then enlarge around the middle and move images (N,1,48,48), as one element of a list in VIEWS says."""
+    mirrored, right, down, zoom = view
+    if mirrored:
+        images = images.flip(-1)
+    if (right, down, zoom) == (0, 0, 1):
+        return images
+    # Which point of the old image (-1..1) each point of the new one shows; a pixel is 2/48 of that range.
+    affine = torch.tensor([[1 / zoom, 0, -right / 24], [0, 1 / zoom, -down / 24]], device=images.device)
+    return warp(images, affine.expand(len(images), 2, 3))
+
+
 def predict_logits(
     model: nn.Module,
     images: np.ndarray | torch.Tensor,
     device: torch.device | str = "cpu",
-    flip: bool = False,
+    views: str = "none",
     batch_size: int = 512,
 ) -> np.ndarray:
-    """Logits (N,7) float32 of images (N,48,48) uint8.
+    """Logits (N,7) float32 of images (N,48,48) uint8: the mean over one or several views of each.
 
-    flip: average the logits of each image and its mirror image (test-time augmentation).
+    views: test-time augmentation, a key of VIEWS; ValueError lists them. "none": the image as it is. "flip": also
+    mirrored. "shifts": in the middle and two pixels to each side, all also mirrored. "ten_crop": the four corners and
+    the middle, all also mirrored (Krizhevsky et al. 2012).
     """
-    logits = predict_outputs(model, images, device, batch_size)
-    if flip:
-        mirrored = torch.as_tensor(images).flip(-1)
-        logits = (logits + predict_outputs(model, mirrored, device, batch_size)) / 2
-    return logits
+    if views not in VIEWS:
+        raise ValueError(f"there are no views {views!r}; choose one of {', '.join(VIEWS)}")
+    return np.mean([predict_outputs(model, images, device, batch_size, view) for view in VIEWS[views]], axis=0)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fer_utils.augment import Augment, augment_batch, augment_with_points
+from fer_utils.augment import Augment, augment_batch, augment_with_points, mix
+from fer_utils.data import EMOTIONS
 
 PIXELS = 48  # width of an image: losses and errors of landmarks are given in its pixels
 
@@ -23,7 +23,7 @@ class Task:
     name: tells checkpoints apart. loss: mean over a batch, (). measure: what `measured` gives, the name in the columns
     train_<measure> and val_<measure> of a history; measured: its value for each image, (N,). higher_is_better: which
     end of the measure is the good one. shown: how the progress line writes it. augment: changes a batch of images and
-    its targets together.
+    its targets together; its last argument says which images to mirror, (N,) bool, or None: at random.
     """
 
     name: str
@@ -32,24 +32,72 @@ class Task:
     measured: Compare
     higher_is_better: bool
     shown: str
-    augment: Callable[[torch.Tensor, torch.Tensor, Augment, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
+    augment: Callable[
+        [torch.Tensor, torch.Tensor, Augment, torch.Generator, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]
+    ]
 
     def best(self, values: Sequence[float]) -> int:
         """Position of the best of several values of the measure; the first of equal ones."""
         return int(np.argmax(values) if self.higher_is_better else np.argmin(values))
 
 
-def classification(label_smoothing: float = 0.0) -> Task:
-    """From logits (N,7) to labels (N,): cross-entropy with label smoothing, measured by accuracy."""
+def classification(
+    label_smoothing: float = 0.0, focal_gamma: float = 0.0, class_weights: torch.Tensor | None = None
+) -> Task:
+    """From logits (N,7) to labels (N,), or shares of the classes (N,7) once images are mixed; measured by accuracy.
+
+    The loss is cross_entropy with these arguments. An image that is mixed counts as right if its larger share is named.
+    """
     return Task(
         name="classification",
-        loss=partial(F.cross_entropy, label_smoothing=label_smoothing),
+        loss=lambda logits, labels: cross_entropy(logits, labels, label_smoothing, focal_gamma, class_weights),
         measure="accuracy",
-        measured=lambda logits, labels: (logits.argmax(1) == labels).float(),
+        measured=lambda logits, labels: (
+            logits.argmax(1) == (labels if labels.dim() == 1 else labels.argmax(1))
+        ).float(),
         higher_is_better=True,
         shown="{:.2%}",
-        augment=lambda images, labels, how, generator: (augment_batch(images, how, generator), labels),
+        augment=_augment_labelled,
     )
+
+
+def cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+    class_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean cross-entropy (): the negative log-probability of the labelled class, in nats.
+
+    labels: (N,) class numbers or (N,C) shares of the classes. label_smoothing: this share of every label is spread
+    evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567). focal_gamma: each class counts (1 - p)^gamma, less
+    the better it is known already (Lin et al. 2017, arXiv:1708.02002). class_weights: (C,), the weight of each class;
+    the mean is over images, so that with weights of mean 1 the loss keeps its scale.
+    """
+    if labels.dim() == 1:
+        labels = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    labels = labels * (1 - label_smoothing) + label_smoothing / logits.shape[1]
+    log_probs = F.log_softmax(logits, 1)
+    losses = -labels * log_probs
+    if focal_gamma:
+        losses = losses * (1 - log_probs.exp()) ** focal_gamma
+    if class_weights is not None:
+        losses = losses * class_weights.to(logits.device)
+    return losses.sum(1).mean()
+
+
+def balanced_weights(labels: np.ndarray, num_classes: int = len(EMOTIONS)) -> torch.Tensor:
+    """(C,) float weights: N / (C x images of the class), so that all classes weigh the same."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return torch.tensor(len(labels) / (num_classes * np.maximum(counts, 1)), dtype=torch.float32)
+
+
+def _augment_labelled(images, labels, how, generator, mirror=None):
+    images = augment_batch(images, how, generator, mirror)
+    if how.mixes:
+        images, labels = mix(images, F.one_hot(labels, len(EMOTIONS)).float(), how, generator)
+    return images, labels
 
 
 def landmarks(loss: str) -> Task:

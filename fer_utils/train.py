@@ -4,67 +4,26 @@ The whole data set is 83 MB as uint8, so it is copied to the device once and eve
 """
 
 import copy
-import hashlib
-import math
-import os
-import pickle
 import platform
 import random
 import time
 import zlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fer_utils.augment import Augment, to_float
-from fer_utils.data import EMOTIONS
+from fer_utils.augment import to_float
+from fer_utils.checkpoints import TrainingError, read_checkpoint, require_same, signature, write_checkpoint
+from fer_utils.config import TrainConfig
+from fer_utils.optim import build_optimizer, learning_rate
 from fer_utils.predict import predict_outputs
-from fer_utils.tasks import Compare, Task, classification
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message is one plain sentence that says why and what to do."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides the outcome of a training run, apart from the model and the data.
-
-    lr is the peak of a one-cycle schedule (Smith & Topin 2017): linear warm-up over `warmup` of all steps, then half a
-    cosine down to zero. The optimizer is SGD with Nesterov momentum. label_smoothing: Szegedy et al. 2016; it counts
-    for classifiers only.
-    precision: "fp32", "bf16", or "auto" for whichever is faster for this model on this device, measured at the start.
-    """
-
-    epochs: int = 24
-    batch_size: int = 128
-    lr: float = 0.05
-    warmup: float = 0.15
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.1
-    augment: Augment = field(default_factory=Augment)
-    precision: str = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot train: ValueError names the field."""
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"TrainConfig.{name} is {value!r}; it must be a whole number, 1 or more")
-        if isinstance(self.lr, str) or not self.lr > 0:
-            raise ValueError(f"TrainConfig.lr is {self.lr!r}; it must be a number above 0")
-        for name in ("warmup", "momentum", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"TrainConfig.{name} is {getattr(self, name)!r}; it must be at least 0 and below 1")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f'TrainConfig.precision is {self.precision!r}; it must be "auto", "fp32" or "bf16"')
+from fer_utils.tasks import Compare, Task, balanced_weights, classification
 
 
 @dataclass
@@ -114,15 +73,6 @@ def device_name(device: torch.device) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def one_cycle_lr(step: int, total_steps: int, config: TrainConfig) -> float:
-    """Learning rate of one step (0-based): warm-up from lr/25, peak `lr`, then half a cosine to zero."""
-    warmup_steps = config.warmup * total_steps
-    if step < warmup_steps:
-        return config.lr * (1 / 25 + (1 - 1 / 25) * step / warmup_steps)
-    progress = (step - warmup_steps) / (total_steps - warmup_steps)
-    return config.lr * (1 + math.cos(math.pi * progress)) / 2
-
-
 def fit(
     model: nn.Module,
     train: tuple[np.ndarray, np.ndarray],
@@ -138,25 +88,21 @@ def fit(
     train, val: (images (N,48,48) uint8, targets (N,...)): labels (N,) int64, or what else the task asks for.
     checkpoint: file to save to after every epoch and to resume from; a resumed run ends with the same weights as an
     uninterrupted one (bit for bit on the same CPU). on_epoch: called with each new row of the history; training ends
-    early when it returns True. task: what is learned; None: to classify, with the label smoothing of config.
+    early when it returns True. task: what is learned; None: to classify, with the loss that config describes.
 
     Raises TrainingError when the loss is no longer finite, when the GPU's memory does not suffice, or when the
     checkpoint belongs to another run.
     """
-    device, task = torch.device(device), task or classification(config.label_smoothing)
+    device = torch.device(device)
     model.to(device, memory_format=torch.channels_last)
     train_images, train_targets, val_images = (torch.as_tensor(a).to(device) for a in (*train, val[0]))
     val_targets = torch.as_tensor(val[1])
+    task = task or _classification(config, train[1], device)
     set_seed(config.seed)
-    generator = torch.Generator(device).manual_seed(config.seed)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=True
-    )
-    data = [zlib.crc32(np.ascontiguousarray(array)) for array in train]
-    run = _Run(model, optimizer, generator, config, task, data)
+    run = _Run(model, config, task, device, data=[zlib.crc32(np.ascontiguousarray(array)) for array in train])
     if not run.resume(checkpoint):
         run.precision = fastest_precision(model, config, device) if config.precision == "auto" else config.precision
-    while len(run.history) < config.epochs:
+    while not run.finished():
         start = time.perf_counter()
         try:
             losses, measured = _train_epoch(run, train_images, train_targets)
@@ -166,10 +112,10 @@ def fit(
             ) from error
         _require_finite(losses, run, checkpoint)
         seconds = time.perf_counter() - start
-        val_outputs = torch.from_numpy(predict_outputs(model, val_images, device))
+        val_outputs = torch.from_numpy(predict_outputs(run.judged, val_images, device))
         row = {
             "epoch": len(run.history) + 1,
-            "lr": optimizer.param_groups[0]["lr"],
+            "lr": run.optimizer.param_groups[0]["lr"],
             "train_loss": float(losses.mean()),
             f"train_{task.measure}": measured,
             "val_loss": float(task.loss(val_outputs, val_targets)),
@@ -186,29 +132,71 @@ def fit(
     return FitResult(pd.DataFrame(run.history), run.precision, task)
 
 
+def fit_seeds(
+    build: Callable[[], nn.Module],
+    train: tuple[np.ndarray, np.ndarray],
+    val: tuple[np.ndarray, np.ndarray],
+    config: TrainConfig,
+    seeds: Sequence[int],
+    device: torch.device | str = "cpu",
+    checkpoint: Callable[[TrainConfig], Path] | None = None,
+    task: Task | None = None,
+) -> list[tuple[nn.Module, FitResult]]:
+    """Train one config from several seeds, which decide initial weights, order, dropout and augmentation.
+
+    build: makes a new model. checkpoint: gives the file of each run by its config; the rest as in fit. Returns the
+    model and the result of each seed, in their order; a model that build made does not depend on the seeds before it.
+    """
+    fitted = []
+    for seed in seeds:
+        set_seed(seed)
+        model, run = build(), replace(config, seed=seed)
+        fitted.append((model, fit(model, train, val, run, device, checkpoint(run) if checkpoint else None, task=task)))
+    return fitted
+
+
+def _classification(config: TrainConfig, labels: np.ndarray, device: torch.device) -> Task:
+    """The task that a config describes; class weights come from the training labels."""
+    weights = balanced_weights(np.asarray(labels)).to(device) if config.class_weights == "balanced" else None
+    return classification(config.label_smoothing, config.focal_gamma, weights)
+
+
 def _train_epoch(run: "_Run", images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, float]:
     """One pass over the training data. Returns the loss of every step and the mean measure over all images seen.
 
     Nothing in the loop waits for the device: losses and measures are kept there until the end. The last, incomplete
     batch is dropped; each epoch shuffles anew, so every image gets its turn.
     """
-    config, model, task, device = run.config, run.model, run.task, images.device
-    model.train()
+    config, task, device = run.config, run.task, images.device
+    run.model.train()
+    epoch = len(run.history)
     batch = min(config.batch_size, len(images))
     steps = len(images) // batch
     order = torch.randperm(len(images), device=device, generator=run.generator)
+    mirrored = _sides(len(images), config.seed, epoch, device) if config.augment.alternate else None
+    val_losses = [row["val_loss"] for row in run.history]
     losses = torch.zeros(steps, device=device)
     measured = torch.zeros((), device=device)
     for step in range(steps):
-        lr = one_cycle_lr(len(run.history) * steps + step, config.epochs * steps, config)
+        lr = learning_rate(epoch * steps + step, config.epochs * steps, val_losses, config)
         for group in run.optimizer.param_groups:
             group["lr"] = lr
         chosen = order[step * batch : (step + 1) * batch]
-        inputs, wanted = task.augment(to_float(images[chosen]), targets[chosen], config.augment, run.generator)
-        loss, outputs = train_step(model, run.optimizer, inputs, wanted, task.loss, run.precision)
-        losses[step] = loss
+        mirror = None if mirrored is None else mirrored[chosen]
+        inputs, wanted = task.augment(to_float(images[chosen]), targets[chosen], config.augment, run.generator, mirror)
+        losses[step], outputs = train_step(
+            run.model, run.optimizer, inputs, wanted, task.loss, run.precision, config.clip
+        )
+        if run.averaged:
+            run.averaged.update_parameters(run.model)
         measured += task.measured(outputs, wanted).sum()
     return losses.cpu(), float(measured) / (steps * batch)
+
+
+def _sides(n: int, seed: int, epoch: int, device: torch.device) -> torch.Tensor:
+    """(n,) bool: a coin for each image says whether it is mirrored in even epochs or in odd ones."""
+    coins = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.5
+    return (coins ^ bool(epoch % 2)).to(device)
 
 
 def train_step(
@@ -218,13 +206,19 @@ def train_step(
     targets: torch.Tensor,
     loss_of: Compare,
     precision: str,
+    clip: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward, loss, backward, update on one batch. Returns the loss () and the outputs (N,...), both detached."""
+    """Forward, loss, backward, update on one batch. Returns the loss () and the outputs (N,...), both detached.
+
+    clip: largest norm of the gradient; 0: no limit.
+    """
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16"):
         outputs = model(inputs.contiguous(memory_format=torch.channels_last)).float()
     loss = loss_of(outputs, targets)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    if clip:
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     return loss.detach(), outputs.detach()
 
@@ -256,107 +250,69 @@ def _mean_square(outputs: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     return outputs.square().mean()
 
 
-def checkpoint_file(folder: Path, label: str, config: TrainConfig, fingerprint: str) -> Path:
-    """Where a run keeps its checkpoint: the name changes with the settings and the data, so runs never mix.
-
-    label: what distinguishes models, e.g. "baseline_cnn". fingerprint: of the data (FER2013.fingerprint).
-    """
-    digest = hashlib.sha256(f"{config}{fingerprint}".encode()).hexdigest()[:10]
-    return folder / f"{label}-seed{config.seed}-{digest}.pt"
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the weights of a trained model, with its architecture and what its outputs mean, for load_weights."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".tmp")
-    torch.save({"signature": _signature(model), "weights": model.state_dict()}, fresh)
-    os.replace(fresh, path)
-
-
-def load_weights(model: nn.Module, path: Path) -> nn.Module:
-    """Put saved weights into a model of the same architecture, and set it to evaluation mode.
-
-    Raises TrainingError when the file is missing, damaged, or of another architecture or class order.
-    """
-    state = _read_weights(path)
-    _require_same(_signature(model), state["signature"], path)
-    model.load_state_dict(state["weights"])
-    return model.eval()
-
-
-def load_backbone(model: nn.Module, path: Path) -> nn.Module:
-    """Let a model start from the trained backbone of another, as save_weights wrote it; its head stays as it is.
-
-    Both must have a backbone under that name, with the same stem and tensors. Raises TrainingError when they do not, or
-    when the file is missing or damaged.
-    """
-    state = _read_weights(path)
-    there, here = _backbone(state["weights"]), _backbone(model.state_dict())
-    if not there or not here:
-        where = path if not there else f"this {type(model).__name__}"
-        raise TrainingError(f'there is no "backbone" in {where}; both networks must be made of a backbone and a head')
-    for_both = ("stem", *here, *there)
-    expected, found = _signature(model), state["signature"]
-    _require_same({key: expected.get(key) for key in for_both}, {key: found.get(key) for key in for_both}, path)
-    model.load_state_dict(there, strict=False)
-    return model
-
-
-def _backbone(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in weights.items() if name.startswith("backbone.")}
-
-
-def _read_weights(path: Path) -> dict:
-    """What save_weights wrote; TrainingError when the file is missing or damaged."""
-    state = _read(path) if path.exists() else None
-    if not isinstance(state, dict) or not state.keys() >= {"signature", "weights"}:
-        raise TrainingError(f"{path} is missing or damaged; run the notebook that trains this model to make it")
-    return state
-
-
 class _Run:
     """The part of a training run that changes, and that a checkpoint therefore holds."""
 
-    def __init__(self, model, optimizer, generator, config, task, data: list[int]) -> None:
-        self.model, self.optimizer, self.generator, self.config, self.task = model, optimizer, generator, config, task
-        self.identity = _signature(model) | asdict(config) | {"task": task.name, "training data": data}
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, task: Task, device: torch.device, data: list[int]
+    ) -> None:
+        self.model, self.config, self.task = model, config, task
+        self.optimizer = build_optimizer(model, config)
+        self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.averaged: AveragedModel | None = None
+        if config.ema:
+            self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.identity = signature(model) | asdict(config) | {"task": task.name, "training data": data}
         self.history: list[dict] = []
         self.best_weights: dict[str, torch.Tensor] = {}
         self.precision = "fp32"
 
+    @property
+    def judged(self) -> nn.Module:
+        """The model whose weights are judged on val: the average if there is one."""
+        return self.averaged.module if self.averaged else self.model
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch with the best measure on val so far, counted from 1."""
+        return 1 + self.task.best([row[f"val_{self.task.measure}"] for row in self.history])
+
+    def finished(self) -> bool:
+        """Whether all epochs are done, or none of the last `patience` was the best."""
+        epochs, patience = len(self.history), self.config.patience
+        return epochs >= self.config.epochs or bool(patience and epochs and epochs - self.best_epoch >= patience)
+
     def add(self, row: dict) -> None:
         """Append an epoch to the history; keep its weights if it is the best on val so far."""
         self.history.append(row)
-        if self.task.best([r[f"val_{self.task.measure}"] for r in self.history]) == len(self.history) - 1:
-            self.best_weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+        if self.best_epoch == len(self.history):
+            self.best_weights = {k: v.detach().cpu().clone() for k, v in self.judged.state_dict().items()}
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint; the one before it stays beside it as *.previous, should this one be damaged."""
+        """Write the checkpoint."""
         state = {
             "identity": self.identity,
             "history": self.history,
             "precision": self.precision,
             "weights": self.model.state_dict(),
+            "averaged": self.averaged.state_dict() if self.averaged else None,
             "best_weights": self.best_weights,
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if self.generator.device.type == "cuda" else None,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".tmp")
-        torch.save(state, fresh)
-        if path.exists():
-            os.replace(path, _previous(path))
-        os.replace(fresh, path)
+        write_checkpoint(state, path)
 
     def resume(self, path: Path | None) -> bool:
         """Continue from a checkpoint if there is a whole one; False when there is none."""
-        state = _read_checkpoint(path) if path else None
+        state = read_checkpoint(path) if path else None
         if state is None:
             return False
-        _require_same(self.identity, state["identity"], path)
+        require_same(self.identity, state["identity"], path)
         self.model.load_state_dict(state["weights"])
+        if self.averaged:
+            self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch_rng"])
@@ -365,46 +321,6 @@ class _Run:
         self.history, self.best_weights, self.precision = state["history"], state["best_weights"], state["precision"]
         print(f"resumed after epoch {len(self.history)} from {path.name}", flush=True)
         return True
-
-
-def _read_checkpoint(path: Path) -> dict | None:
-    """The newest readable checkpoint: `path`, else the one saved before it; None when there is neither."""
-    existing = [candidate for candidate in (path, _previous(path)) if candidate.exists()]
-    return next((state for state in map(_read, existing) if state is not None), None)
-
-
-def _read(path: Path) -> dict | None:
-    """A file of torch.save; None, and a printed line, when it is damaged.
-
-    weights_only refuses pickles that would run code: such a file counts as damaged.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        print(f"{path.name} cannot be read ({type(error).__name__}) and is ignored", flush=True)
-        return None
-
-
-def _previous(path: Path) -> Path:
-    return path.with_suffix(".previous")
-
-
-def _signature(model: nn.Module) -> dict:
-    """What must agree before weights are put into a model: its class and stem, what its outputs mean, all shapes."""
-    return {
-        "architecture": type(model).__name__,
-        "stem": getattr(getattr(model, "backbone", None), "stem", None),
-        "classes": list(getattr(model, "outputs", EMOTIONS)),
-        **{name: list(tensor.shape) for name, tensor in model.state_dict().items()},
-    }
-
-
-def _require_same(expected: dict, found: dict, path: Path) -> None:
-    """Raise TrainingError with the first differences between two flat descriptions."""
-    keys = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
-    if keys:
-        differences = "; ".join(f"{key}: {found.get(key)} there, {expected.get(key)} here" for key in keys[:3])
-        raise TrainingError(f"{path} belongs to another run ({differences}); delete it or use its settings")
 
 
 def _require_finite(losses: torch.Tensor, run: _Run, checkpoint: Path | None) -> None:

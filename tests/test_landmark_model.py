@@ -12,10 +12,11 @@ from torchvision.models import resnet18
 
 from fer_utils import landmarks, tasks
 from fer_utils.augment import MIRROR_ORDER, Augment
+from fer_utils.checkpoints import TrainingError, load_backbone, load_weights, save_weights
 from fer_utils.flops import count_gmacs, count_params
 from fer_utils.models import STEMS, LandmarkResNet18, build_model, imagenet_resnet18, resnet18_backbone
 from fer_utils.predict import predict_outputs
-from fer_utils.train import TrainConfig, TrainingError, fit, load_backbone, load_weights, save_weights, set_seed
+from fer_utils.train import TrainConfig, fit, set_seed
 
 
 def test_points_are_those_of_the_labels():

@@ -25,7 +25,7 @@ def test_flip_averages_an_image_and_its_mirror_image():
     model, images = build_model("baseline_cnn"), tiny_faces().images[:6]
     mirrored = images[:, :, ::-1].copy()
     average = (predict_logits(model, images) + predict_logits(model, mirrored)) / 2
-    assert np.allclose(predict_logits(model, images, flip=True), average, atol=1e-5)
+    assert np.allclose(predict_logits(model, images, views="flip"), average, atol=1e-5)
     assert not np.allclose(predict_logits(model, images), average, atol=1e-5)
 
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from fer_utils import train
+from fer_utils import checkpoints, train
 from fer_utils.augment import NO_AUGMENT
+from fer_utils.checkpoints import TrainingError, load_weights, save_weights
 from fer_utils.models import build_model
+from fer_utils.optim import learning_rate
 from fer_utils.predict import predict_logits
-from fer_utils.train import TrainConfig, TrainingError, fit, load_weights, save_weights, set_seed
+from fer_utils.train import TrainConfig, fit, set_seed
 
 
 def toy_faces(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +72,7 @@ def test_baseline_network_trains():
 
 
 def test_one_cycle_rises_to_its_peak_and_ends_at_zero():
-    rates = [train.one_cycle_lr(step, 100, CONFIG) for step in range(100)]
+    rates = [learning_rate(step, 100, [], CONFIG) for step in range(100)]
     assert max(rates) == pytest.approx(CONFIG.lr) and rates.index(max(rates)) == 15
     assert rates[0] == pytest.approx(CONFIG.lr / 25) and rates[-1] < CONFIG.lr / 500
     assert all(np.diff(rates[:15]) > 0) and all(np.diff(rates[15:]) < 0)
@@ -127,7 +129,7 @@ def test_weights_of_another_architecture_or_class_order_are_refused(tmp_path, mo
     save_weights(new_model(), tmp_path / "small.pt")
     with pytest.raises(TrainingError, match="architecture: Small there, BaselineCNN here"):
         load_weights(build_model("baseline_cnn"), tmp_path / "small.pt")
-    monkeypatch.setattr(train, "EMOTIONS", tuple(reversed(train.EMOTIONS)))
+    monkeypatch.setattr(checkpoints, "EMOTIONS", tuple(reversed(checkpoints.EMOTIONS)))
     with pytest.raises(TrainingError, match="classes"):
         load_weights(new_model(), tmp_path / "small.pt")
 
@@ -210,7 +212,7 @@ def test_measuring_the_precision_leaves_no_trace():
 
 
 def test_checkpoint_names_change_with_settings_and_data(tmp_path):
-    name = train.checkpoint_file(tmp_path, "cnn", CONFIG, "abc")
-    assert name == train.checkpoint_file(tmp_path, "cnn", CONFIG, "abc")
-    assert name != train.checkpoint_file(tmp_path, "cnn", CONFIG, "abd")
-    assert name != train.checkpoint_file(tmp_path, "cnn", TrainConfig(epochs=4), "abc")
+    name = checkpoints.checkpoint_file(tmp_path, "cnn", CONFIG, "abc")
+    assert name == checkpoints.checkpoint_file(tmp_path, "cnn", CONFIG, "abc")
+    assert name != checkpoints.checkpoint_file(tmp_path, "cnn", CONFIG, "abd")
+    assert name != checkpoints.checkpoint_file(tmp_path, "cnn", TrainConfig(epochs=4), "abc")

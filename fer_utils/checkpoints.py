@@ -1,0 +1,123 @@
+"""Weights and the state of a training run on disk: written whole, read back safely, refused when they do not fit."""
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fer_utils.data import EMOTIONS
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message is one plain sentence that says why and what to do."""
+
+
+def checkpoint_file(folder: Path, label: str, config, fingerprint: str) -> Path:
+    """Where a run keeps its checkpoint: the name changes with the settings and the data, so runs never mix.
+
+    label: what distinguishes models, e.g. "baseline_cnn". fingerprint: of the data (FER2013.fingerprint).
+    """
+    digest = hashlib.sha256(f"{config}{fingerprint}".encode()).hexdigest()[:10]
+    return folder / f"{label}-seed{config.seed}-{digest}.pt"
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the weights of a trained model, with its architecture and what its outputs mean, for load_weights."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".tmp")
+    torch.save({"signature": signature(model), "weights": model.state_dict()}, fresh)
+    os.replace(fresh, path)
+
+
+def load_weights(model: nn.Module, path: Path) -> nn.Module:
+    """Put saved weights into a model of the same architecture, and set it to evaluation mode.
+
+    Raises TrainingError when the file is missing, damaged, or of another architecture or class order.
+    """
+    state = _read_weights(path)
+    require_same(signature(model), state["signature"], path)
+    model.load_state_dict(state["weights"])
+    return model.eval()
+
+
+def load_backbone(model: nn.Module, path: Path) -> nn.Module:
+    """Let a model start from the trained backbone of another, as save_weights wrote it; its head stays as it is.
+
+    Both must have a backbone under that name, with the same stem and tensors. Raises TrainingError when they do not, or
+    when the file is missing or damaged.
+    """
+    state = _read_weights(path)
+    there, here = _backbone(state["weights"]), _backbone(model.state_dict())
+    if not there or not here:
+        where = path if not there else f"this {type(model).__name__}"
+        raise TrainingError(f'there is no "backbone" in {where}; both networks must be made of a backbone and a head')
+    for_both = ("stem", *here, *there)
+    expected, found = signature(model), state["signature"]
+    require_same({key: expected.get(key) for key in for_both}, {key: found.get(key) for key in for_both}, path)
+    model.load_state_dict(there, strict=False)
+    return model
+
+
+def _backbone(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in weights.items() if name.startswith("backbone.")}
+
+
+def _read_weights(path: Path) -> dict:
+    """What save_weights wrote; TrainingError when the file is missing or damaged."""
+    state = _read(path) if path.exists() else None
+    if not isinstance(state, dict) or not state.keys() >= {"signature", "weights"}:
+        raise TrainingError(f"{path} is missing or damaged; run the notebook that trains this model to make it")
+    return state
+
+
+def write_checkpoint(state: dict, path: Path) -> None:
+    """Write the state of a run; the one before it stays beside it as *.previous, should this one be damaged."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".tmp")
+    torch.save(state, fresh)
+    if path.exists():
+        os.replace(path, _previous(path))
+    os.replace(fresh, path)
+
+
+def read_checkpoint(path: Path) -> dict | None:
+    """The newest readable checkpoint: `path`, else the one saved before it; None when there is neither."""
+    existing = [candidate for candidate in (path, _previous(path)) if candidate.exists()]
+    return next((state for state in map(_read, existing) if state is not None), None)
+
+
+def _read(path: Path) -> dict | None:
+    """A file of torch.save; None, and a printed line, when it is damaged.
+
+    weights_only refuses pickles that would run code: such a file counts as damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        print(f"{path.name} cannot be read ({type(error).__name__}) and is ignored", flush=True)
+        return None
+
+
+def _previous(path: Path) -> Path:
+    return path.with_suffix(".previous")
+
+
+def signature(model: nn.Module) -> dict:
+    """What must agree before weights are put into a model: its class and stem, what its outputs mean, all shapes."""
+    return {
+        "architecture": type(model).__name__,
+        "stem": getattr(getattr(model, "backbone", None), "stem", None),
+        "classes": list(getattr(model, "outputs", EMOTIONS)),
+        **{name: list(tensor.shape) for name, tensor in model.state_dict().items()},
+    }
+
+
+def require_same(expected: dict, found: dict, path: Path) -> None:
+    """Raise TrainingError with the first differences between two flat descriptions."""
+    keys = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
+    if keys:
+        differences = "; ".join(f"{key}: {found.get(key)} there, {expected.get(key)} here" for key in keys[:3])
+        raise TrainingError(f"{path} belongs to another run ({differences}); delete it or use its settings")

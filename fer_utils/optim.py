@@ -1,0 +1,54 @@
+"""How weights change: the optimizer, and its learning rate at every step."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from fer_utils.config import TrainConfig
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum or AdamW; weight decay leaves biases and norms alone unless config.decay_all.
+
+    Those have one dimension, weights have two or more. Decay keeps weights small, but a norm that follows undoes their
+    size, and biases are few: there is nothing to gain (He et al. 2019, "Bag of tricks", arXiv:1812.01187).
+    """
+    weights = [p for p in model.parameters() if p.requires_grad and (p.dim() > 1 or config.decay_all)]
+    others = [p for p in model.parameters() if p.requires_grad and not (p.dim() > 1 or config.decay_all)]
+    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+
+
+def learning_rate(step: int, total_steps: int, val_losses: Sequence[float], config: TrainConfig) -> float:
+    """Learning rate of one step (0-based), a function of nothing else: so it resumes like it began.
+
+    val_losses: of the epochs so far; only "plateau" looks at them.
+    """
+    if config.schedule == "plateau":
+        return config.lr * config.plateau_factor ** count_plateaus(val_losses, config.plateau_patience)
+    warmup_steps = config.warmup * total_steps if config.schedule == "one_cycle" else 0
+    if step < warmup_steps:
+        return config.lr * (config.warmup_from + (1 - config.warmup_from) * step / warmup_steps)
+    progress = (step - warmup_steps) / (total_steps - warmup_steps)
+    return config.lr * (config.final + (1 - config.final) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def count_plateaus(val_losses: Sequence[float], patience: int) -> int:
+    """How often the loss stayed for more than `patience` epochs at or above its best; counting restarts each time.
+
+    As torch's ReduceLROnPlateau counts: an improvement is one of more than 0.01 %.
+    """
+    best, waited, plateaus = math.inf, 0, 0
+    for loss in val_losses:
+        if loss < best * (1 - 1e-4):
+            best, waited = loss, 0
+        else:
+            waited += 1
+        if waited > patience:
+            plateaus, waited = plateaus + 1, 0
+    return plateaus
