@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.models import ResNet18_Weights, resnet18
+from torchvision.models import efficientnet_b0, get_model_weights, resnet18
 
 # How a ResNet18 takes in an image: side of the first kernel, its stride, and whether max-pooling follows.
 # After that its four stages see 12x12 ("imagenet", made for 224x224), 24x24 ("middle") or all 48x48 pixels ("small").
@@ -49,7 +49,7 @@ class BaselineCNN(nn.Module):
 def resnet18_backbone(stem: str = "imagenet", imagenet: dict[str, torch.Tensor] | None = None) -> nn.Sequential:
     """ResNet18 (He et al. 2016, arXiv:1512.03385) for one channel, up to its last feature map (N,512,h,w).
 
-    stem: a key of STEMS; ValueError lists them. imagenet: weights to start from, from imagenet_resnet18, else random.
+    stem: a key of STEMS; ValueError lists them. imagenet: weights to start from (imagenet_weights("resnet18")), else random.
     The 7x7 kernels of ImageNet are summed over red, green and blue: the same as showing a gray image in all three. Its
     other layers fit every stem; a 3x3 kernel starts at random.
     """
@@ -70,12 +70,12 @@ def resnet18_backbone(stem: str = "imagenet", imagenet: dict[str, torch.Tensor] 
     return backbone
 
 
-def imagenet_resnet18() -> dict[str, torch.Tensor] | None:
-    """ImageNet weights of torchvision's ResNet18, from torch's cache or the internet; None when out of reach.
+def imagenet_weights(name: str) -> dict[str, torch.Tensor] | None:
+    """ImageNet weights of one of torchvision's networks, from torch's cache or the internet; None when out of reach.
 
-    Says in a printed sentence which it is.
+    name: as torchvision has it, e.g. "resnet18". Says in a printed sentence which it is.
     """
-    weights = ResNet18_Weights.IMAGENET1K_V1
+    weights = get_model_weights(name).IMAGENET1K_V1
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         if not cached.exists():  # find out within seconds whether there is a network
@@ -187,11 +187,53 @@ class ResNet18(nn.Module):
         return self.head(self.attention(self.backbone(images)))
 
 
+class EfficientNetB0(nn.Module):
+    """EfficientNet-B0 (Tan & Le 2019, arXiv:1905.11946) for one channel.
+
+    Made for 224x224 pixels, it halves an image five times: 48 pixels end as 2x2.
+    """
+
+    stems = ("imagenet", "small")  # stride of the first convolution: 2 or 1
+
+    def __init__(
+        self, num_classes: int = 7, stem: str = "imagenet", imagenet: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        """stem: one of `stems`; ValueError lists them. imagenet: from imagenet_weights("efficientnet_b0"), else random.
+
+        The kernels of the ImageNet stem are summed over red, green and blue.
+        """
+        super().__init__()
+        if stem not in self.stems:
+            raise ValueError(f"there is no stem {stem!r}; choose one of {', '.join(self.stems)}")
+        body = efficientnet_b0()
+        if imagenet is not None:
+            body.load_state_dict(imagenet)
+        old = body.features[0][0]
+        conv = nn.Conv2d(1, old.out_channels, 3, stride=2 if stem == "imagenet" else 1, padding=1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out")  # as torchvision does
+        if imagenet is not None:
+            conv.load_state_dict({"weight": old.weight.sum(1, keepdim=True)})
+        body.features[0][0] = conv
+        self.backbone = body.features  # (N,1,48,48) -> (N,1280,2,2), or (N,1280,3,3) with the small stem
+        self.backbone.stem = stem  # all shapes are those of the other stem
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(body.classifier[1].in_features, num_classes),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N,1,48,48) float -> (N,num_classes) logits."""
+        return self.head(self.backbone(images))
+
+
 ARCHITECTURES = {
     "baseline_cnn": BaselineCNN,
     "resnet18": ResNet18,
     "attention_resnet18": partial(ResNet18, attention="gates"),
     "shift_resnet18": partial(ResNet18, attention="shift"),
+    "efficientnet_b0": EfficientNetB0,
 }
 
 

@@ -14,7 +14,7 @@ from fer_utils import landmarks, tasks
 from fer_utils.augment import MIRROR_ORDER, Augment
 from fer_utils.checkpoints import TrainingError, load_backbone, load_weights, save_weights
 from fer_utils.flops import count_gmacs, count_params
-from fer_utils.models import STEMS, LandmarkResNet18, build_model, imagenet_resnet18, resnet18_backbone
+from fer_utils.models import STEMS, LandmarkResNet18, build_model, imagenet_weights, resnet18_backbone
 from fer_utils.predict import predict_outputs
 from fer_utils.train import TrainConfig, fit, set_seed
 
@@ -203,7 +203,7 @@ def test_without_network_there_are_no_imagenet_weights_and_it_is_said(tmp_path, 
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    assert imagenet_resnet18() is None
+    assert imagenet_weights("resnet18") is None
     assert "out of reach (URLError): the network starts from scratch" in capsys.readouterr().out
 
 
@@ -213,9 +213,9 @@ def test_imagenet_weights_in_the_cache_need_no_network_unless_they_are_damaged(t
     cached = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     cached.parent.mkdir(parents=True)
     torch.save(resnet18().state_dict(), cached)
-    assert imagenet_resnet18()["conv1.weight"].shape == (64, 3, 7, 7)
+    assert imagenet_weights("resnet18")["conv1.weight"].shape == (64, 3, 7, 7)
     cached.write_bytes(cached.read_bytes()[:5000])
-    assert imagenet_resnet18() is None
+    assert imagenet_weights("resnet18") is None
     assert "resnet18-f37072fd.pth is damaged, delete it" in capsys.readouterr().out
 
 
