@@ -1,10 +1,14 @@
 """Numbers that judge predictions, with the intervals and paired tests that go with them. NumPy in, floats out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 from scipy.stats import binomtest
+from scipy.stats import t as student_t
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from sklearn.metrics import f1_score
 
@@ -75,6 +79,93 @@ def mcnemar(labels: np.ndarray, predicted_a: np.ndarray, predicted_b: np.ndarray
         "difference": (only_a - only_b) / len(labels),
         "p_value": float(p_value),
     }
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
+    """Is method a better than b, judged by k runs of each that share their seeds? a, b: (k,), paired by position.
+
+    Returns seeds (k), mean and sd of the differences a - b, ci_low and ci_high (95 % t-interval of the mean; it takes
+    the differences for normal), and p_value of the exact two-sided sign-flip test (Fisher 1935): the share of the 2^k
+    ways to flip their signs that leave a mean at least as far from 0. Two of them always do, so with k seeds it cannot
+    fall below smallest_p = 2 / 2^k: five seeds or fewer never reach 0.05. With one seed sd and interval are nan.
+    ValueError when a and b are not two lists of 1 to 20 numbers of the same length.
+    """
+    differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float) if len(a) == len(b) else np.empty(0)
+    k = len(differences)
+    if not 1 <= k <= 20:
+        raise ValueError(f"paired_difference needs two lists of 1 to 20 numbers each, got {len(a)} and {len(b)}")
+    mean = differences.mean()
+    sd = differences.std(ddof=1) if k > 1 else np.nan
+    half = student_t.ppf(0.975, k - 1) * sd / np.sqrt(k) if k > 1 else np.nan
+    flipped = np.array(list(product((1, -1), repeat=k))) @ differences / k  # (2^k,)
+    p_value = np.mean(np.abs(flipped) >= abs(mean) - 1e-12)  # rounding must not lose a tie
+    return {
+        "seeds": k,
+        "mean": float(mean),
+        "sd": float(sd),
+        "ci_low": float(mean - half),
+        "ci_high": float(mean + half),
+        "p_value": float(p_value),
+        "smallest_p": min(1.0, 2 / 2**k),
+    }
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Correct k p-values (k,) for having been k questions (Holm 1979): below 0.05, each still stands among the others.
+
+    The smallest counts k times, the next k - 1 times and so on; none ends below a smaller one, none above 1.
+    """
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return corrected
+
+
+def reliability(labels: np.ndarray, probs: np.ndarray, bins: int = 15) -> pd.DataFrame:
+    """How often answers are right that a network gives with some confidence (its largest probability).
+
+    labels: (N,). probs: (N,C). One row for each of `bins` equal ranges of confidence, which contain their upper end:
+    low, high, n images, their mean confidence and their accuracy (both nan for n = 0).
+    """
+    confidence, right = probs.max(1), probs.argmax(1) == labels
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    n = np.bincount(place, minlength=bins)
+    occupied = np.where(n > 0, n, np.nan)
+    edges = np.linspace(0, 1, bins + 1)
+    return pd.DataFrame(
+        {
+            "low": edges[:-1],
+            "high": edges[1:],
+            "n": n,
+            "confidence": np.bincount(place, confidence, bins) / occupied,
+            "accuracy": np.bincount(place, right, bins) / occupied,
+        }
+    )
+
+
+def ece(labels: np.ndarray, probs: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599): mean gap of confidence and accuracy, 0 to 1.
+
+    The gap of every row of `reliability` counts as often as it has images; 0 is perfect.
+    """
+    table = reliability(labels, probs, bins)
+    gaps = (table.accuracy - table.confidence).abs()  # nan where there is no image
+    return float((table.n * gaps.fillna(0)).sum() / len(labels))
+
+
+def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
+    """The T for which softmax(logits / T) gives the labels (N,) the highest likelihood (Guo et al. 2017).
+
+    logits: (N,C), of val: T is a choice. Above 1: the network was too sure. It is looked for between 0.05 and 20, and
+    changes no answer.
+    """
+    rows = np.arange(len(labels))
+
+    def loss(log_temperature: float) -> float:
+        return -log_softmax(np.asarray(logits, dtype=float) / np.exp(log_temperature), axis=1)[rows, labels].mean()
+
+    return float(np.exp(minimize_scalar(loss, bounds=np.log([0.05, 20]), method="bounded").x))
 
 
 def summarize(labels: np.ndarray, logits: np.ndarray, has_copy_in_train: np.ndarray) -> dict[str, float]:
