@@ -16,6 +16,12 @@ PIXEL_MEAN, PIXEL_SD = 0.508, 0.255
 MIRROR_ORDER = (1, 0, 3, 2)
 
 
+def require_number(name: str, value: object, low: float, high: float) -> None:
+    """Raise ValueError, which names the setting, unless value is a number from low to high. True is no number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}; it must be a number between {low:g} and {high:g}")
+
+
 @dataclass(frozen=True)
 class Augment:
     """How far each image may be changed. Every strength is drawn anew for each image; 0 switches a change off.
@@ -47,28 +53,17 @@ class Augment:
 
     def __post_init__(self) -> None:
         """Refuse strengths that make no image: ValueError names the field."""
-        for name, highest in {
-            "flip": 1,
-            "shift": 1,
-            "rotate": 180,
-            "scale": 0.9,
-            "brightness": 1,
-            "contrast": 1,
-            "erase": 1,
-            "mixup": 100,
-            "cutmix": 100,
-        }.items():
-            value = getattr(self, name)
-            if not 0 <= value <= highest:
-                raise ValueError(f"Augment.{name} is {value}; it must lie between 0 and {highest}")
-        if not 0 < self.erase_area[0] <= self.erase_area[1] <= 1:
-            raise ValueError(
-                f"Augment.erase_area is {self.erase_area}; it must be two rising shares, above 0 and up to 1"
-            )
+        highest = {"flip": 1, "shift": 1, "rotate": 180, "scale": 0.9, "brightness": 1, "contrast": 1}
+        highest |= {"erase": 1, "mixup": 100, "cutmix": 100}
+        for name, high in highest.items():
+            require_number(f"Augment.{name}", getattr(self, name), 0, high)
+        smallest, largest = self.erase_area
+        require_number("the smaller part of Augment.erase_area", smallest, 1e-4, 1)
+        require_number("the larger part of Augment.erase_area", largest, smallest, 1)
 
     def without(self, *names: str) -> "Augment":
         """The same strengths with the named ones switched off."""
-        return replace(self, **dict.fromkeys(names, 0.0))
+        return replace(self, **{name: type(getattr(self, name))() for name in names})
 
     @property
     def moves(self) -> bool:

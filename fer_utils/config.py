@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from fer_utils.augment import Augment
+from fer_utils.augment import Augment, require_number
 
 CHOICES = {
     "optimizer": ("sgd", "adamw"),
@@ -25,8 +25,8 @@ class TrainConfig:
     the loss on val has not improved for more than plateau_patience epochs.
 
     clip: largest norm of the gradient of all weights together (Pascanu et al. 2013, arXiv:1211.5063); 0: no limit.
-    ema: decay per step of a moving average of the weights, which is what is judged on val and kept (Polyak & Juditsky
-    1992); 0: off. patience: stop after this many epochs without a better one on val; 0: never.
+    ema: decay per step of a moving average of the weights, reached gradually, which is what is judged on val and kept
+    (Polyak & Juditsky 1992); 0: off. patience: stop after this many epochs without a better one on val; 0: never.
 
     For classifiers: label_smoothing and focal_gamma as in tasks.cross_entropy; class_weights "balanced": as in
     tasks.balanced_weights.
@@ -59,21 +59,17 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train: ValueError names the field."""
-        for name, least in {"epochs": 1, "batch_size": 1, "patience": 0, "plateau_patience": 0}.items():
+        for name, least in {"epochs": 1, "batch_size": 1, "patience": 0, "plateau_patience": 0, "seed": 0}.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"TrainConfig.{name} is {value!r}; it must be a whole number, {least} or more")
-        if isinstance(self.lr, str) or not self.lr > 0:
-            raise ValueError(f"TrainConfig.lr is {self.lr!r}; it must be a number above 0")
+        require_number("TrainConfig.lr", self.lr, 1e-9, 1e3)
         for name in ("warmup", "momentum", "label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"TrainConfig.{name} is {getattr(self, name)!r}; it must be at least 0 and below 1")
+            require_number(f"TrainConfig.{name}", getattr(self, name), 0, 0.99999)
         for name in ("warmup_from", "final", "plateau_factor"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"TrainConfig.{name} is {getattr(self, name)!r}; it must lie between 0 and 1")
+            require_number(f"TrainConfig.{name}", getattr(self, name), 0, 1)
         for name in ("weight_decay", "clip", "focal_gamma"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"TrainConfig.{name} is {getattr(self, name)!r}; it must be a number, 0 or more")
+            require_number(f"TrainConfig.{name}", getattr(self, name), 0, 1e6)
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)!r}; it must be one of {allowed}")

@@ -49,9 +49,9 @@ class BaselineCNN(nn.Module):
 def resnet18_backbone(stem: str = "imagenet", imagenet: dict[str, torch.Tensor] | None = None) -> nn.Sequential:
     """ResNet18 (He et al. 2016, arXiv:1512.03385) for one channel, up to its last feature map (N,512,h,w).
 
-    stem: a key of STEMS; ValueError lists them. imagenet: weights to start from (imagenet_weights("resnet18")), else random.
-    The 7x7 kernels of ImageNet are summed over red, green and blue: the same as showing a gray image in all three. Its
-    other layers fit every stem; a 3x3 kernel starts at random.
+    stem: a key of STEMS; ValueError lists them. imagenet: weights to start from, of imagenet_weights("resnet18"), else
+    random. The 7x7 kernels of ImageNet are summed over red, green and blue: the same as showing a gray image in all
+    three. Its other layers fit every stem; a 3x3 kernel starts at random.
     """
     if stem not in STEMS:
         raise ValueError(f"there is no stem {stem!r}; choose one of {', '.join(STEMS)}")

@@ -86,6 +86,28 @@ def plot_recall(recalls: pd.DataFrame, ax: Axes | None = None) -> Figure:
     return ax.figure
 
 
+def plot_reliability(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Accuracy against confidence, one panel per name, from metrics.reliability; on the dashed line they are equal.
+
+    Below each panel: how many images have that confidence.
+    """
+    fig, axes = plt.subplots(
+        2, len(tables), figsize=(4.2 * len(tables), 4.6), height_ratios=(3, 1), sharex=True, sharey="row", squeeze=False
+    )
+    for (name, table), (top, bottom) in zip(tables.items(), axes.T, strict=True):
+        middle, width = (table.low + table.high) / 2, table.high - table.low
+        top.bar(middle, table.accuracy, width, color="#56B4E9", edgecolor="white", label="accuracy")
+        top.plot(table.confidence, table.accuracy, "o-", color="#D55E00", markersize=4, label="at the mean confidence")
+        top.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="as sure as right")
+        top.set(title=name, xlim=(0, 1), ylim=(0, 1))
+        bottom.bar(middle, table.n, width, color="#595959", edgecolor="white")
+        bottom.set(xlabel="confidence")
+    axes[0, 0].set_ylabel("accuracy")
+    axes[1, 0].set_ylabel("images")
+    axes[0, 0].legend(loc="upper left", fontsize=8)
+    return fig
+
+
 def plot_learning_curves(histories: dict[str, pd.DataFrame], best_epochs: dict[str, int]) -> Figure:
     """Loss and accuracy over epochs, train (dotted) and val (solid), one colour per run; a dot at the chosen epoch."""
     fig, axes = plt.subplots(1, 2, figsize=(10, 4.3))

@@ -81,7 +81,8 @@ def cross_entropy(
     log_probs = F.log_softmax(logits, 1)
     losses = -labels * log_probs
     if focal_gamma:
-        losses = losses * (1 - log_probs.exp()) ** focal_gamma
+        # Where p rounds to 1, the slope of (1 - p)^gamma would be infinite for a gamma below 1.
+        losses = losses * (1 - log_probs.exp()).clamp(min=1e-8) ** focal_gamma
     if class_weights is not None:
         losses = losses * class_weights.to(logits.device)
     return losses.sum(1).mean()

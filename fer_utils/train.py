@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fer_utils.augment import to_float
 from fer_utils.checkpoints import TrainingError, read_checkpoint, require_same, signature, write_checkpoint
@@ -110,15 +110,20 @@ def fit(
             raise TrainingError(
                 f"the GPU's memory does not suffice for batch_size {config.batch_size}; try {config.batch_size // 2}"
             ) from error
-        _require_finite(losses, run, checkpoint)
+        bad = (~torch.isfinite(losses)).nonzero()
+        if len(bad):
+            raise _not_finite(losses[bad[0]], f"at step {int(bad[0]) + 1} of", run, checkpoint)
         seconds = time.perf_counter() - start
         val_outputs = torch.from_numpy(predict_outputs(run.judged, val_images, device))
+        val_loss = task.loss(val_outputs, val_targets)
+        if not torch.isfinite(val_loss):  # the last step has spoilt the weights
+            raise _not_finite(val_loss, "on val after", run, checkpoint)
         row = {
             "epoch": len(run.history) + 1,
             "lr": run.optimizer.param_groups[0]["lr"],
             "train_loss": float(losses.mean()),
             f"train_{task.measure}": measured,
-            "val_loss": float(task.loss(val_outputs, val_targets)),
+            "val_loss": float(val_loss),
             f"val_{task.measure}": float(task.measured(val_outputs, val_targets).mean()),
             "seconds": seconds,
         }
@@ -187,8 +192,8 @@ def _train_epoch(run: "_Run", images: torch.Tensor, targets: torch.Tensor) -> tu
         losses[step], outputs = train_step(
             run.model, run.optimizer, inputs, wanted, task.loss, run.precision, config.clip
         )
-        if run.averaged:
-            run.averaged.update_parameters(run.model)
+        if run.averaged is not None:
+            update_average(run.averaged, run.model, config.ema, epoch * steps + step)
         measured += task.measured(outputs, wanted).sum()
     return losses.cpu(), float(measured) / (steps * batch)
 
@@ -221,6 +226,19 @@ def train_step(
         nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     return loss.detach(), outputs.detach()
+
+
+@torch.no_grad()
+def update_average(averaged: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move the averaged weights and the statistics of norms a little towards those of the model, after step 0, 1, ...
+
+    The decay grows from 0.1 to its value, so that the average soon forgets the random start.
+    """
+    tensors, means = (
+        [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+        for network in (model, averaged)
+    )
+    get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(means, tensors, None)
 
 
 def fastest_precision(model: nn.Module, config: TrainConfig, device: torch.device, steps: int = 8) -> str:
@@ -259,9 +277,7 @@ class _Run:
         self.model, self.config, self.task = model, config, task
         self.optimizer = build_optimizer(model, config)
         self.generator = torch.Generator(device).manual_seed(config.seed)
-        self.averaged: AveragedModel | None = None
-        if config.ema:
-            self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.averaged = copy.deepcopy(model) if config.ema else None
         self.identity = signature(model) | asdict(config) | {"task": task.name, "training data": data}
         self.history: list[dict] = []
         self.best_weights: dict[str, torch.Tensor] = {}
@@ -270,7 +286,7 @@ class _Run:
     @property
     def judged(self) -> nn.Module:
         """The model whose weights are judged on val: the average if there is one."""
-        return self.averaged.module if self.averaged else self.model
+        return self.model if self.averaged is None else self.averaged
 
     @property
     def best_epoch(self) -> int:
@@ -295,7 +311,7 @@ class _Run:
             "history": self.history,
             "precision": self.precision,
             "weights": self.model.state_dict(),
-            "averaged": self.averaged.state_dict() if self.averaged else None,
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "best_weights": self.best_weights,
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
@@ -311,7 +327,7 @@ class _Run:
             return False
         require_same(self.identity, state["identity"], path)
         self.model.load_state_dict(state["weights"])
-        if self.averaged:
+        if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
@@ -323,14 +339,13 @@ class _Run:
         return True
 
 
-def _require_finite(losses: torch.Tensor, run: _Run, checkpoint: Path | None) -> None:
-    bad = (~torch.isfinite(losses)).nonzero()
-    if len(bad):
-        kept = f"; the checkpoint of epoch {len(run.history)} is kept" if checkpoint and run.history else ""
-        raise TrainingError(
-            f"the loss is {float(losses[bad[0]])} at step {int(bad[0]) + 1} of epoch {len(run.history) + 1}: "
-            f"lower the learning rate (lr is {run.config.lr}){kept}"
-        )
+def _not_finite(loss: torch.Tensor, where: str, run: _Run, checkpoint: Path | None) -> TrainingError:
+    """What to raise for a loss () that is NaN or infinite."""
+    kept = f"; the checkpoint of epoch {len(run.history)} is kept" if checkpoint and run.history else ""
+    return TrainingError(
+        f"the loss is {float(loss)} {where} epoch {len(run.history) + 1}: "
+        f"lower the learning rate (lr is {run.config.lr}){kept}"
+    )
 
 
 def _progress_line(history: list[dict], epochs: int, task: Task) -> str:

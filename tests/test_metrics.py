@@ -73,3 +73,68 @@ def test_summarize_averages_seeds_and_leaves_out_copies():
     assert summary["accuracy_sd"] == pytest.approx(np.std([0.7, 1.0], ddof=1))
     assert summary["accuracy_no_duplicates"] == pytest.approx((7 / 9 + 1) / 2)
     assert summary["ci_low"] <= 0.85 <= summary["ci_high"]
+
+
+def test_paired_difference_by_hand():
+    result = metrics.paired_difference([0.60, 0.63, 0.66], [0.59, 0.61, 0.63])  # differences 1, 2 and 3 points
+    assert result["seeds"] == 3
+    assert result["mean"] == pytest.approx(0.02)
+    assert result["sd"] == pytest.approx(0.01)
+    half = 4.302653 * 0.01 / np.sqrt(3)  # t of two degrees of freedom, from a printed table
+    assert (result["ci_low"], result["ci_high"]) == pytest.approx((0.02 - half, 0.02 + half))
+    assert result["p_value"] == result["smallest_p"] == 2 / 2**3  # only all-plus and all-minus lie as far out
+
+
+def test_sign_flip_counts_every_way_that_is_as_extreme():
+    # Sums of +-1 +-2 +-4 with |sum| >= 5, the observed 1 - 2 - 4: all but +-3 and +-1, so 4 of 8.
+    result = metrics.paired_difference([1, 0, 0], [0, 2, 4])
+    assert result["p_value"] == 4 / 8
+    assert metrics.paired_difference([1, 2], [1, 2])["p_value"] == 1.0
+
+
+def test_sign_flip_survives_rounding():
+    # Only all-plus and all-minus reach 0.6, each twice, as a zero has no sign. In binary the sums differ by 1e-16, and
+    # without room for that not even the observed one would count.
+    assert metrics.paired_difference([0.1, 0.3, 0, 0.2], [0, 0, 0, 0])["p_value"] == 4 / 16
+
+
+def test_one_seed_has_no_interval_and_unpaired_lists_are_refused():
+    one = metrics.paired_difference([0.6], [0.5])
+    assert one["p_value"] == one["smallest_p"] == 1.0
+    assert np.isnan([one["sd"], one["ci_low"], one["ci_high"]]).all()
+    for a, b in [([0.6, 0.7], [0.5]), ([], []), ([0.0] * 21, [0.0] * 21)]:
+        with pytest.raises(ValueError, match="1 to 20"):
+            metrics.paired_difference(a, b)
+
+
+PROBS = np.array([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.4, 0.6], [0.45, 0.55]])
+TWO_CLASSES = np.array([0, 1, 1, 1, 0])
+
+
+def test_reliability_by_hand():
+    table = metrics.reliability(TWO_CLASSES, PROBS, bins=4)
+    assert table.low.tolist() == [0, 0.25, 0.5, 0.75] and table.high.tolist() == [0.25, 0.5, 0.75, 1]
+    assert table.n.tolist() == [0, 0, 2, 3]
+    assert table.confidence.iloc[2:].tolist() == pytest.approx([0.575, 2.5 / 3])
+    assert table.accuracy.iloc[2:].tolist() == pytest.approx([1 / 2, 2 / 3])
+    assert table[["confidence", "accuracy"]].iloc[:2].isna().all(axis=None)
+
+
+def test_ece_by_hand():
+    by_hand = 2 / 5 * (0.575 - 0.5) + 3 / 5 * (2.5 / 3 - 2 / 3)
+    assert metrics.ece(TWO_CLASSES, PROBS, bins=4) == pytest.approx(by_hand)
+    certain = np.eye(7)[LABELS]
+    assert metrics.ece(LABELS, certain) == 0
+    assert metrics.ece((LABELS + 1) % 7, certain) == 1
+
+
+def test_a_bin_contains_its_upper_end():
+    table = metrics.reliability(np.array([0, 0]), np.array([[0.5, 0.5], [1.0, 0.0]]), bins=2)
+    assert table.n.tolist() == [1, 1]
+
+
+def test_temperature_by_hand():
+    # Three of four right with the same logits (2, 0): the best probability is 3/4, so 2 / T = ln 3.
+    labels, logits = np.array([0, 0, 0, 1]), np.array([[2.0, 0.0]] * 4)
+    assert metrics.fit_temperature(labels, logits) == pytest.approx(2 / np.log(3), rel=1e-3)
+    assert metrics.fit_temperature(labels, 5 * logits) == pytest.approx(10 / np.log(3), rel=1e-3)

@@ -3,8 +3,18 @@
 import pytest
 import torch
 
+from fer_utils.checkpoints import TrainingError, load_backbone, load_weights, save_weights
 from fer_utils.flops import count_gmacs, count_params
-from fer_utils.models import ARCHITECTURES, build_model
+from fer_utils.models import (
+    ARCHITECTURES,
+    ATTENTIONS,
+    STEMS,
+    ChannelGates,
+    ChannelShift,
+    LandmarkResNet18,
+    ResNet18,
+    build_model,
+)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -25,3 +35,115 @@ def test_baseline_size_and_cost_by_hand():
     assert count_params(model) == params
     assert count_gmacs(model) == pytest.approx(macs / 1e9, rel=1e-6)
     assert model.training  # left as it was found
+
+
+# ---- ResNet18 with and without attention ----
+
+BOTTLENECK = 512 * 32 + 32 + 32 * 512 + 512  # two 1x1 convolutions and their biases
+
+
+@pytest.mark.parametrize("attention, more", [("none", 0), ("gates", BOTTLENECK), ("shift", BOTTLENECK)])
+def test_size_of_resnet18_by_hand(attention, more):
+    """Four stages of two blocks of two 3x3 convolutions, each with a norm; a 1x1 convolution where they widen."""
+    body = 64 * 7**2 + 2 * 64 + 4 * (64 * 64 * 9 + 2 * 64)  # stem, then the first stage
+    for narrow, wide in [(64, 128), (128, 256), (256, 512)]:
+        body += (narrow * 9 + 3 * wide * 9 + narrow) * wide + 5 * 2 * wide
+    head = (512 + 1) * 256 + (256 + 1) * 7
+    assert count_params(ResNet18(attention=attention)) == body + more + head
+
+
+@pytest.mark.parametrize("stem, cost", [("imagenet", 0.0947), ("middle", 0.314), ("small", 1.25)])
+def test_attention_costs_next_to_nothing(stem, cost):
+    plain, gates = (count_gmacs(ResNet18(attention=attention, stem=stem)) for attention in ("none", "gates"))
+    assert plain == pytest.approx(cost, rel=1e-2)
+    assert plain < gates < plain + 3e-4
+
+
+def block(kind: type, seed: int = 0):
+    """A block of attention with few channels, and feature maps (5,16,3,3) to put into it."""
+    torch.manual_seed(seed)
+    return kind(16, 4), 3 * torch.randn(5, 16, 3, 3)
+
+
+def excite(layers: torch.nn.Sequential, features: torch.Tensor) -> torch.Tensor:
+    """What the two 1x1 convolutions say of the mean of every channel, as dense layers: (N,C,h,w) -> (N,C)."""
+    first, second = layers[1], layers[3]
+    hidden = (features.mean((2, 3)) @ first.weight.flatten(1).T + first.bias).relu()
+    return hidden @ second.weight.flatten(1).T + second.bias
+
+
+def test_gates_multiply_every_channel_by_a_number_between_0_and_1():
+    attention, features = block(ChannelGates)
+    gates = attention.gates(features)
+    assert gates.shape == (5, 16, 1, 1) and (gates > 0).all() and (gates < 1).all() and gates.std() > 0.01
+    expected = excite(attention.gates, features).sigmoid()[:, :, None, None] * features
+    assert torch.allclose(attention(features), expected, atol=1e-6)
+
+
+def test_shift_adds_a_number_to_every_channel():
+    attention, features = block(ChannelShift)
+    expected = features + excite(attention.shift, features)[:, :, None, None]
+    assert torch.allclose(attention(features), expected, atol=1e-6)
+
+
+def test_gates_before_the_mean_are_gates_on_the_mean():
+    """The head averages over positions, and one gate is for all positions of a channel: the order does not matter."""
+    attention, features = block(ChannelGates)
+    vector = features.mean((2, 3))
+    assert torch.allclose(attention(features).mean((2, 3)), vector * attention.gates(features).flatten(1), atol=1e-6)
+
+
+def test_gates_and_shift_have_layers_of_the_same_sizes():
+    sizes = [[tuple(p.shape) for p in kind().parameters()] for kind in (ChannelGates, ChannelShift)]
+    assert sizes[0] == sizes[1] and sum(p.numel() for p in ChannelGates().parameters()) == BOTTLENECK
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_attention_sits_between_backbone_and_head(attention):
+    model, images = ResNet18(attention=attention).eval(), torch.randn(2, 1, 48, 48)
+    features = model.backbone(images)
+    assert features.shape == (2, 512, 2, 2) and model.attention(features).shape == features.shape
+    assert torch.equal(model(images), model.head(model.attention(features)))
+    assert torch.equal(model(images), model.head(features)) == (attention == "none")
+
+
+def test_unknown_attention_lists_the_known_ones():
+    with pytest.raises(ValueError, match="no attention 'gate'; choose one of none, gates, shift"):
+        ResNet18(attention="gate")
+
+
+@pytest.mark.parametrize(
+    "name, kind", [("resnet18", "Identity"), ("attention_resnet18", "ChannelGates"), ("shift_resnet18", "ChannelShift")]
+)
+def test_names_and_options_reach_the_network(name, kind):
+    model = build_model(name, 5, stem="middle")
+    assert type(model.attention).__name__ == kind
+    assert model.backbone.stem == "middle" and model.backbone.conv1.weight.shape == (64, 1, 3, 3)
+    assert model.eval()(torch.zeros(2, 1, 48, 48)).shape == (2, 5)
+
+
+def test_unknown_stem_lists_the_known_ones():
+    with pytest.raises(ValueError, match=", ".join(STEMS)):
+        build_model("resnet18", stem="tiny")
+
+
+def test_weights_of_gates_are_refused_by_shift_and_by_none(tmp_path):
+    path = tmp_path / "gates.pt"
+    save_weights(build_model("attention_resnet18"), path)
+    for other in ("shift_resnet18", "resnet18"):
+        with pytest.raises(TrainingError, match=r"gates\.pt belongs to another run \(attention\.(shift|gates)"):
+            load_weights(build_model(other), path)
+    assert not load_weights(build_model("attention_resnet18"), path).training
+
+
+def test_classifiers_start_from_the_backbone_of_the_landmark_network(tmp_path):
+    torch.manual_seed(1)
+    landmarks = LandmarkResNet18("middle")
+    save_weights(landmarks, tmp_path / "landmarks.pt")
+    model = ResNet18(attention="gates", stem="middle")
+    others = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("backbone.")}
+    assert load_backbone(model, tmp_path / "landmarks.pt") is model
+    assert all(map(torch.equal, model.backbone.state_dict().values(), landmarks.backbone.state_dict().values()))
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in others.items())
+    with pytest.raises(TrainingError, match="stem: middle there, small here"):
+        load_backbone(ResNet18(stem="small"), tmp_path / "landmarks.pt")

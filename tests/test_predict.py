@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import tiny_faces
+from torch import nn
+from torchvision.transforms.functional import ten_crop
 
 from fer_utils import predict
 from fer_utils.augment import to_float
 from fer_utils.data import DataError
 from fer_utils.models import build_model
-from fer_utils.predict import Predictions, load_predictions, predict_logits
+from fer_utils.predict import VIEWS, Predictions, load_predictions, predict_logits, predict_outputs
 
 
 def test_logits_are_the_models_own_in_any_batch_size():
@@ -27,6 +30,96 @@ def test_flip_averages_an_image_and_its_mirror_image():
     average = (predict_logits(model, images) + predict_logits(model, mirrored)) / 2
     assert np.allclose(predict_logits(model, images, views="flip"), average, atol=1e-5)
     assert not np.allclose(predict_logits(model, images), average, atol=1e-5)
+
+
+# ---- Views at test time ----
+
+FACES = tiny_faces().images[:6]
+PIXELS = to_float(torch.from_numpy(FACES)).numpy()[:, 0]  # (6,48,48), as networks get them
+
+
+class Look(nn.Module):
+    """Answers with the image it is shown, (N,48,48): the mean of its answers is the mean of the views."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, 0]
+
+
+def moved(images: np.ndarray, right: int, down: int) -> np.ndarray:
+    """Images (N,48,48) moved by whole pixels; what comes in repeats the border."""
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2)), mode="edge")
+    return padded[:, 2 - down : 50 - down, 2 - right : 50 - right]
+
+
+def crops(images: np.ndarray) -> list[np.ndarray]:
+    """The ten crops of 42 pixels, as torchvision cuts them, enlarged to 48."""
+    return [
+        F.interpolate(crop[:, None], 48, mode="bilinear", align_corners=False)[:, 0].numpy()
+        for crop in ten_crop(torch.from_numpy(images), 42)
+    ]
+
+
+PLACES = [(0, 0), (2, 0), (-2, 0), (0, 2), (0, -2)]
+MIRRORED = PIXELS[:, :, ::-1].copy()
+SHOWN = {
+    "none": [PIXELS],
+    "flip": [PIXELS, MIRRORED],
+    "shifts": [moved(images, *place) for images in (PIXELS, MIRRORED) for place in PLACES],
+    "ten_crop": crops(PIXELS),
+}
+
+
+def farthest(a: np.ndarray, b: np.ndarray, border: int) -> float:
+    """Largest difference between two stacks of images away from their borders."""
+    inside = slice(border, 48 - border)
+    return float(np.abs(a - b)[..., inside, inside].max())
+
+
+def border_of(views: str) -> int:
+    """Enlarged crops differ at their border: torchvision repeats it, we look at what lies beyond in the image."""
+    return 1 if views == "ten_crop" else 0
+
+
+@pytest.mark.parametrize("views", SHOWN)
+def test_each_view_is_what_its_name_says(views):
+    ours = [predict_outputs(Look(), FACES, view=view) for view in VIEWS[views]]
+    assert len(ours) == len(SHOWN[views])
+    for theirs in SHOWN[views]:  # in any order, and each once
+        distances = [farthest(theirs, image, border_of(views)) for image in ours]
+        assert sorted(np.array(distances) < 1e-4) == [False] * (len(ours) - 1) + [True]
+
+
+@pytest.mark.parametrize("views", SHOWN)
+def test_logits_are_the_mean_over_the_views(views):
+    mean = predict_logits(Look(), FACES, views=views, batch_size=4)
+    assert mean.shape == (6, 48, 48) and mean.dtype == np.float32
+    assert farthest(mean, np.mean(SHOWN[views], 0), border_of(views)) < 1e-4
+
+
+def test_shifted_images_are_slices_away_from_the_border():
+    right = predict_outputs(Look(), FACES, view=(False, 2, 0, 1))
+    down = predict_outputs(Look(), FACES, view=(True, 0, 2, 1))
+    assert np.allclose(right[:, :, 2:], PIXELS[:, :, :-2], atol=1e-4)
+    assert np.allclose(down[:, 2:], PIXELS[:, :-2, ::-1], atol=1e-4)
+
+
+def test_logits_are_averaged_not_images():
+    squares = nn.Sequential(Look(), nn.Flatten(), Square())
+    expected = np.mean([images.reshape(6, -1) ** 2 for images in SHOWN["shifts"]], 0)
+    assert np.allclose(predict_logits(squares, FACES, views="shifts"), expected, atol=1e-3)
+
+
+class Square(nn.Module):
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        return numbers.square()
+
+
+def test_unknown_views_list_the_known_ones():
+    with pytest.raises(ValueError, match="no views 'tta'; choose one of none, flip, shifts, ten_crop"):
+        predict_logits(Look(), FACES, views="tta")
+
+
+# ---- On disk ----
 
 
 def published(tmp_path, faces):

@@ -64,7 +64,7 @@ def test_summary_follows_from_the_published_logits(faces):
     summary = pd.read_csv(REPORTS / "summary.csv")
     assert set(summary.profile) == {"sample"} and set(summary.n) == {154}
     for row in summary.itertuples():
-        predictions = load_predictions(REPORTS / "predictions" / f"04_{row.model}.npz", faces)
+        predictions = load_predictions(REPORTS / "predictions" / f"{row.notebook[:2]}_{row.model}.npz", faces)
         hits = getattr(predictions, row.split).argmax(2) == faces.subset(row.split)[1]
         assert hits.mean() == pytest.approx(row.accuracy, abs=0.01)  # float16 may tie where float32 does not
         assert row.ci_low <= row.accuracy <= row.ci_high

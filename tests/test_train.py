@@ -1,20 +1,21 @@
 """The training loop: it learns, resumes bit for bit, and fails with a sentence instead of a surprise."""
 
-import os
-import pickle
+import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fer_utils import checkpoints, train
-from fer_utils.augment import NO_AUGMENT
-from fer_utils.checkpoints import TrainingError, load_weights, save_weights
+from fer_utils import train
+from fer_utils.augment import NO_AUGMENT, Augment
+from fer_utils.checkpoints import TrainingError
 from fer_utils.models import build_model
 from fer_utils.optim import learning_rate
-from fer_utils.predict import predict_logits
-from fer_utils.train import TrainConfig, fit, set_seed
+from fer_utils.predict import predict_logits, predict_outputs
+from fer_utils.tasks import balanced_weights, classification, cross_entropy, landmarks
+from fer_utils.train import TrainConfig, fit, fit_seeds, set_seed
 
 
 def toy_faces(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,17 +88,51 @@ def test_same_seed_same_weights_other_seed_other_weights():
     assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
 
 
+OPTIONS = {
+    "adamw": {"optimizer": "adamw", "lr": 0.005},
+    "decay_all": {"decay_all": True, "weight_decay": 0.1},
+    "cosine": {"schedule": "cosine", "final": 0.1},
+    "plateau": {"schedule": "plateau", "plateau_patience": 0, "plateau_factor": 0.3, "lr": 0.3},
+    "clip": {"clip": 0.5},
+    "ema": {"ema": 0.8},
+    "focal": {"focal_gamma": 2.0},
+    "balanced": {"class_weights": "balanced"},
+    "alternate": {"augment": Augment(alternate=True)},
+    "erase": {"augment": Augment(erase=0.5)},
+    "mixup": {"augment": Augment(mixup=0.4)},
+    "cutmix": {"augment": Augment(cutmix=1.0)},
+}
+EVERYTHING = {key: value for options in OPTIONS.values() for key, value in options.items()} | {
+    "schedule": "plateau",
+    "lr": 0.005,
+    "weight_decay": 0.01,
+    "patience": 3,
+    "augment": Augment(alternate=True, erase=0.5, mixup=0.4, cutmix=1.0),
+}
+
+
 @pytest.mark.parametrize("killed_after", [1, 2])
-def test_resumed_training_equals_uninterrupted_training(tmp_path, capsys, killed_after):
+@pytest.mark.parametrize("options", [{}, *OPTIONS.values(), EVERYTHING], ids=["plain", *OPTIONS, "everything"])
+def test_resumed_training_equals_uninterrupted_training(tmp_path, capsys, killed_after, options):
+    config, cut = replace(CONFIG, **options), tmp_path / "cut.pt"
     whole, resumed = new_model(), new_model()
-    expected = fit(whole, TRAIN, VAL, CONFIG, checkpoint=tmp_path / "whole.pt")
-    fit(resumed, TRAIN, VAL, CONFIG, checkpoint=tmp_path / "cut.pt", on_epoch=lambda row: row["epoch"] == killed_after)
-    fresh = new_model()
-    result = fit(fresh, TRAIN, VAL, CONFIG, checkpoint=tmp_path / "cut.pt")
+    expected = fit(whole, TRAIN, VAL, config, checkpoint=tmp_path / "whole.pt")
+    fit(new_model(), TRAIN, VAL, config, checkpoint=cut, on_epoch=lambda row: row["epoch"] == killed_after)
+    result = fit(resumed, TRAIN, VAL, config, checkpoint=cut)
     assert f"resumed after epoch {killed_after}" in capsys.readouterr().out
-    assert same(weights_of(fresh), weights_of(whole))
-    columns = ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
-    assert result.history[columns].equals(expected.history[columns])
+    assert same(weights_of(resumed), weights_of(whole))
+    assert result.history.drop(columns="seconds").equals(expected.history.drop(columns="seconds"))
+    states = [torch.load(path, weights_only=True) for path in (tmp_path / "whole.pt", cut)]
+    assert same(*(list(state["weights"].values()) for state in states))  # of the last epoch, not only of the best
+    assert torch.equal(*(state["generator"] for state in states))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_every_option_changes_what_is_learned(options):
+    plain, model = new_model(), new_model()
+    fit(plain, TRAIN, VAL, replace(CONFIG, lr=options.get("lr", CONFIG.lr)))
+    fit(model, TRAIN, VAL, replace(CONFIG, **options))
+    assert not same(weights_of(plain), weights_of(model))
 
 
 def test_finished_run_is_loaded_not_repeated(tmp_path):
@@ -116,51 +151,38 @@ def test_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
     assert "run.pt cannot be read" in printed and "resumed after epoch 1 " in printed
 
 
-def test_checkpoint_of_other_settings_or_data_is_refused_with_the_difference(tmp_path):
-    path = tmp_path / "run.pt"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "run.pt"
     fit(new_model(), TRAIN, VAL, CONFIG, checkpoint=path)
-    with pytest.raises(TrainingError, match=r"epochs: 3 there, 4 here"):
-        fit(new_model(), TRAIN, VAL, TrainConfig(epochs=4, batch_size=32, lr=0.02, precision="fp32"), checkpoint=path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "options, difference",
+    [
+        ({"epochs": 4}, "epochs: 3 there, 4 here"),
+        ({"optimizer": "adamw"}, "optimizer: sgd there, adamw here"),
+        ({"schedule": "plateau"}, "schedule: one_cycle there, plateau here"),
+        ({"clip": 1.0}, "clip: 0.0 there, 1.0 here"),
+        ({"ema": 0.9}, "ema: 0.0 there, 0.9 here"),
+        ({"focal_gamma": 2.0}, "focal_gamma: 0.0 there, 2.0 here"),
+        ({"class_weights": "balanced"}, "class_weights: none there, balanced here"),
+        ({"augment": Augment(mixup=0.2)}, "augment: .*'mixup': 0.0.* there, .*'mixup': 0.2.* here"),
+    ],
+)
+def test_checkpoint_of_other_settings_is_refused_with_the_difference(finished, options, difference):
+    before = finished.read_bytes()
+    with pytest.raises(TrainingError, match=rf"run\.pt belongs to another run \({difference}"):
+        fit(new_model(), TRAIN, VAL, replace(CONFIG, **options), checkpoint=finished)
+    assert finished.read_bytes() == before
+
+
+def test_checkpoint_of_other_data_or_another_network_is_refused(finished):
     with pytest.raises(TrainingError, match="training data"):
-        fit(new_model(), toy_faces(160, 9), VAL, CONFIG, checkpoint=path)
-
-
-def test_weights_of_another_architecture_or_class_order_are_refused(tmp_path, monkeypatch):
-    save_weights(new_model(), tmp_path / "small.pt")
+        fit(new_model(), toy_faces(160, 9), VAL, CONFIG, checkpoint=finished)
     with pytest.raises(TrainingError, match="architecture: Small there, BaselineCNN here"):
-        load_weights(build_model("baseline_cnn"), tmp_path / "small.pt")
-    monkeypatch.setattr(checkpoints, "EMOTIONS", tuple(reversed(checkpoints.EMOTIONS)))
-    with pytest.raises(TrainingError, match="classes"):
-        load_weights(new_model(), tmp_path / "small.pt")
-
-
-def test_saved_weights_come_back(tmp_path):
-    model = new_model()
-    with torch.no_grad():
-        model.layers[0].weight.fill_(0.5)
-    save_weights(model, tmp_path / "model.pt")
-    assert same(weights_of(load_weights(new_model(), tmp_path / "model.pt")), weights_of(model))
-
-
-class Evil:
-    def __reduce__(self):
-        return os.mkdir, (os.environ["CANARY"],)
-
-
-def test_malicious_pickle_is_not_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("CANARY", str(tmp_path / "was_run"))
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"weights": Evil()}))
-    with pytest.raises(TrainingError, match="missing or damaged"):
-        load_weights(new_model(), tmp_path / "evil.pt")
-    torch.save({"weights": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(TrainingError, match="missing or damaged"):
-        load_weights(new_model(), tmp_path / "evil.pt")
-    assert not (tmp_path / "was_run").exists()
-
-
-def test_missing_weights_name_the_file(tmp_path):
-    with pytest.raises(TrainingError, match=r"nothing\.pt is missing"):
-        load_weights(new_model(), tmp_path / "nothing.pt")
+        fit(build_model("baseline_cnn"), TRAIN, VAL, CONFIG, checkpoint=finished)
 
 
 def test_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_checkpoint(tmp_path, monkeypatch):
@@ -176,6 +198,33 @@ def test_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_checkpoint(t
         fit(new_model(), TRAIN, VAL, CONFIG, checkpoint=path)
     kept = torch.load(path, weights_only=True)
     assert len(kept["history"]) == 1 and all(torch.isfinite(t).all() for t in kept["weights"].values())
+
+
+@pytest.mark.parametrize("options", [{}, {"optimizer": "adamw"}, {"clip": 1.0}, {**EVERYTHING, "lr": 1.0}])
+def test_loss_that_explodes_stops_with_every_optimizer(tmp_path, options):
+    path, config = tmp_path / "run.pt", replace(CONFIG, **options)
+    fit(new_model(), TRAIN, VAL, config, checkpoint=path, on_epoch=lambda row: True)
+    kept, broken = path.read_bytes(), new_model()
+    broken.register_forward_hook(lambda module, _, logits: logits * (1e38 if module.training else 1))
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d of epoch 2.*epoch 1 is kept"):
+        fit(broken, TRAIN, VAL, config, checkpoint=path)
+    assert path.read_bytes() == kept
+
+
+@pytest.mark.parametrize("last_step", [5, 10, 15])
+def test_weights_spoilt_by_the_last_step_of_an_epoch_are_not_kept(tmp_path, monkeypatch, last_step):
+    path, real_step, steps = tmp_path / "run.pt", train.train_step, []
+
+    def step_that_breaks(model, *args):
+        steps.append(real_step(model, *args))
+        if len(steps) == last_step:
+            nn.init.constant_(model.layers[0].weight, float("nan"))
+        return steps[-1]
+
+    monkeypatch.setattr(train, "train_step", step_that_breaks)
+    with pytest.raises(TrainingError, match=rf"the loss is nan on val after epoch {last_step // 5}"):
+        fit(new_model(), TRAIN, VAL, CONFIG, checkpoint=path)
+    assert not path.exists() or len(torch.load(path)["history"]) == last_step // 5 - 1
 
 
 def test_gpu_out_of_memory_says_which_batch_to_try(monkeypatch):
@@ -197,10 +246,37 @@ def test_cuda_is_not_silently_replaced(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": 0}, {"epochs": 2.5}, {"batch_size": -1}, {"lr": 0}, {"lr": "1e-3"}, {"precision": "fp8"}]
+    "wrong",
+    [
+        {"epochs": 0},
+        {"epochs": 2.5},
+        {"epochs": True},
+        {"batch_size": -1},
+        {"patience": -1},
+        {"plateau_patience": 1.5},
+        {"lr": 0},
+        {"lr": "1e-3"},
+        {"lr": float("nan")},
+        {"warmup": 1.0},
+        {"momentum": -0.1},
+        {"label_smoothing": 1.0},
+        {"ema": 1.0},
+        {"warmup_from": 1.1},
+        {"final": -0.1},
+        {"plateau_factor": 2},
+        {"weight_decay": -1e-4},
+        {"clip": -1},
+        {"clip": float("nan")},
+        {"focal_gamma": -1},
+        {"optimizer": "adam"},
+        {"schedule": "onecycle"},
+        {"class_weights": "balance"},
+        {"precision": "fp8"},
+    ],
+    ids=str,
 )
 def test_settings_that_cannot_train_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(ValueError, match=rf"TrainConfig\.{next(iter(wrong))} is "):
         TrainConfig(**wrong)
 
 
@@ -211,8 +287,211 @@ def test_measuring_the_precision_leaves_no_trace():
     assert same(before, weights_of(model)) and torch.equal(state, torch.get_rng_state())
 
 
-def test_checkpoint_names_change_with_settings_and_data(tmp_path):
-    name = checkpoints.checkpoint_file(tmp_path, "cnn", CONFIG, "abc")
-    assert name == checkpoints.checkpoint_file(tmp_path, "cnn", CONFIG, "abc")
-    assert name != checkpoints.checkpoint_file(tmp_path, "cnn", CONFIG, "abd")
-    assert name != checkpoints.checkpoint_file(tmp_path, "cnn", TrainConfig(epochs=4), "abc")
+# ---- What the options do, seen from inside the loop ----
+
+
+def watch_steps(monkeypatch, look) -> list:
+    """Have every step of training followed by look(model, optimizer, inputs, targets, loss); its answers, in a list."""
+    real_step, seen = train.train_step, []
+
+    def watched(model, optimizer, inputs, targets, *args):
+        loss, outputs = real_step(model, optimizer, inputs, targets, *args)
+        seen.append(look(model, optimizer, inputs, targets, loss))
+        return loss, outputs
+
+    monkeypatch.setattr(train, "train_step", watched)
+    return seen
+
+
+def on_val(real, numbers):
+    """A measure or a loss that answers with these numbers on val, one per epoch, and with the real ones in training."""
+    left = iter(numbers)
+
+    def answer(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(next(left)) if len(outputs) == len(VAL[0]) else real(outputs, targets)
+
+    return answer
+
+
+TASK = classification(CONFIG.label_smoothing)
+
+
+def accuracies_on_val(*numbers: float):
+    return replace(TASK, measured=on_val(TASK.measured, numbers))
+
+
+def test_judged_and_kept_weights_are_the_moving_average(monkeypatch):
+    states = watch_steps(monkeypatch, lambda model, *_: {k: v.clone() for k, v in model.state_dict().items()})
+    model, config = new_model(), replace(CONFIG, ema=0.9)
+    result = fit(model, TRAIN, VAL, config, task=accuracies_on_val(0.2, 0.9, 0.5))
+    average = new_model().state_dict()
+    for step, state in enumerate(states[:10]):  # to the end of the second epoch, the best
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = {k: decay * average[k] + (1 - decay) * v for k, v in state.items()}
+    kept = model.state_dict()
+    for name in kept:
+        if kept[name].is_floating_point():  # the number of batches seen is not
+            assert torch.allclose(kept[name], average[name], atol=1e-6), name
+    for name in ("layers.0.weight", "layers.1.running_mean", "layers.1.running_var"):  # norms' statistics, too
+        assert not torch.allclose(kept[name], states[9][name], atol=1e-4), name
+    judged = float(cross_entropy(torch.from_numpy(predict_outputs(model, VAL[0])), torch.from_numpy(VAL[1]), 0.1))
+    assert judged == pytest.approx(result.history.val_loss[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_average_does_not_disturb_the_weights_that_learn(ema, monkeypatch):
+    states = watch_steps(monkeypatch, lambda model, *_: weights_of(model))
+    fit(new_model(), TRAIN, VAL, replace(CONFIG, ema=ema))
+    fit(new_model(), TRAIN, VAL, CONFIG)
+    assert same(states[14], states[29])
+
+
+def gradient(model: nn.Module) -> torch.Tensor:
+    """The gradient of all weights together, as the last step has applied it."""
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def test_clip_limits_the_norm_of_the_whole_gradient_and_keeps_its_direction(monkeypatch):
+    gradients = watch_steps(monkeypatch, lambda model, *_: gradient(model))
+    for clip in (0.0, 0.3, 1e6):
+        fit(new_model(), TRAIN, VAL, replace(CONFIG, clip=clip, epochs=1))
+    free, clipped, unreached = gradients[:5], gradients[5:10], gradients[10:]
+    assert free[0].norm() > 0.3
+    assert torch.allclose(clipped[0], 0.3 * free[0] / free[0].norm(), atol=1e-5)
+    assert all(g.norm() <= 0.3 + 1e-5 for g in clipped)
+    assert all(map(torch.equal, free, unreached))
+
+
+def test_a_clipped_step_is_as_long_as_the_learning_rate_allows(monkeypatch):
+    """With plain SGD, the way the weights go is lr times the norm of the gradient."""
+    positions = watch_steps(
+        monkeypatch,
+        lambda model, optimizer, *_: (
+            nn.utils.parameters_to_vector(model.parameters()).detach().clone(),
+            optimizer.param_groups[0]["lr"],
+        ),
+    )
+    fit(new_model(), TRAIN, VAL, replace(CONFIG, clip=0.1, momentum=0.0, weight_decay=0.0, epochs=1))
+    for (before, _), (after, lr) in itertools.pairwise(positions):
+        assert float((after - before).norm()) == pytest.approx(0.1 * lr, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "accuracies, patience, epochs, best",
+    [
+        ([0.1, 0.5, 0.4, 0.3, 0.9, 0.9], 2, 4, 2),
+        ([0.5, 0.5, 0.5, 0.9, 0.9, 0.9], 2, 3, 1),  # as good is not better
+        ([0.5, 0.4, 0.6, 0.4, 0.7, 0.2], 2, 6, 5),
+        ([0.5, 0.4, 0.6, 0.4, 0.7, 0.2], 1, 2, 1),
+        ([0.9, 0.1, 0.1, 0.1, 0.1, 0.1], 0, 6, 1),
+    ],
+)
+def test_patience_ends_training(accuracies, patience, epochs, best):
+    config = replace(CONFIG, epochs=6, patience=patience)
+    result = fit(new_model(), TRAIN, VAL, config, task=accuracies_on_val(*accuracies))
+    assert (len(result.history), result.best_epoch) == (epochs, best)
+
+
+def test_a_run_that_has_stopped_stays_stopped(tmp_path):
+    path, config, later = tmp_path / "run.pt", replace(CONFIG, epochs=6, patience=1), []
+    stopped, again = new_model(), new_model()
+    fit(stopped, TRAIN, VAL, config, checkpoint=path, task=accuracies_on_val(0.5, 0.6, 0.4))
+    result = fit(again, TRAIN, VAL, config, checkpoint=path, on_epoch=later.append)
+    assert later == [] and len(result.history) == 3
+    assert same(weights_of(stopped), weights_of(again))
+
+
+def test_plateau_lowers_the_rate_of_the_epochs_that_follow():
+    config = replace(CONFIG, epochs=6, schedule="plateau", plateau_patience=1, plateau_factor=0.1, lr=0.01)
+    task = replace(TASK, loss=on_val(TASK.loss, [1.0, 1.0, 1.0, 0.5, 0.6, 0.7]))
+    result = fit(new_model(), TRAIN, VAL, config, task=task)
+    assert result.history.lr.tolist() == pytest.approx([0.01, 0.01, 0.01, 0.001, 0.001, 0.001])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_rate_of_every_step_is_that_of_the_schedule_for_all_parameters(optimizer, monkeypatch):
+    rates = watch_steps(monkeypatch, lambda model, optimizer, *_: {group["lr"] for group in optimizer.param_groups})
+    config = replace(CONFIG, optimizer=optimizer, schedule="cosine", final=0.1)
+    fit(new_model(), TRAIN, VAL, config)
+    assert rates == [{learning_rate(step, 15, [], config)} for step in range(15)]
+
+
+def test_balanced_weights_of_the_training_labels_reach_the_loss(monkeypatch):
+    kept = (TRAIN[1] >= 2) | (np.arange(160) < 40)  # classes 0 and 1 are rare
+    images, labels = TRAIN[0][kept], TRAIN[1][kept]
+    weights = balanced_weights(labels)
+    assert weights[:2].min() > 2 * weights[2:].max()
+    outputs = []
+    model = new_model()
+    model.register_forward_hook(lambda module, _, logits: outputs.append(logits.detach()))
+    seen = watch_steps(monkeypatch, lambda model, optimizer, inputs, targets, loss: (targets, loss))
+    config = replace(CONFIG, class_weights="balanced", epochs=1, batch_size=len(labels))
+    result = fit(model, (images, labels), VAL, config)
+    (targets, loss), on_train, on_val = seen[0], *outputs
+    assert torch.isclose(loss, cross_entropy(on_train, targets, 0.1, class_weights=weights))
+    expected = float(cross_entropy(on_val, torch.from_numpy(VAL[1]), 0.1, class_weights=weights))
+    assert result.history.val_loss[0] == pytest.approx(expected)
+
+
+def test_alternate_shows_each_image_once_from_each_side_in_two_epochs(monkeypatch):
+    """Image i is of brightness i, but for a white left half or a white right half."""
+    images = np.repeat(np.arange(160, dtype=np.uint8), 48 * 48).reshape(160, 48, 48)
+    images[:, :, :24] = 255
+    inputs = watch_steps(monkeypatch, lambda model, optimizer, inputs, *_: inputs)
+    fit(new_model(), (images, TRAIN[1]), VAL, replace(CONFIG, epochs=4, augment=replace(NO_AUGMENT, alternate=True)))
+    sides = []
+    for epoch in range(4):
+        pixels = torch.cat(inputs[5 * epoch : 5 * epoch + 5])[:, 0, 24, [5, 42]]  # one in the left half, one right
+        which = ((pixels.amin(1) * 0.255 + 0.508) * 255).round().int()
+        assert sorted(which.tolist()) == list(range(160))  # every image, once
+        sides.append((pixels[:, 0] < pixels[:, 1])[which.argsort()])
+    assert torch.equal(sides[1], ~sides[0])
+    assert torch.equal(sides[2], sides[0]) and torch.equal(sides[3], sides[1])
+    assert 50 < sides[0].sum() < 110  # about half of them, so no epoch is mirrored as a whole
+
+
+def test_which_images_alternate_first_depends_on_the_seed():
+    first, again, other = (train._sides(1000, seed, 0, torch.device("cpu")) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_mixed_labels_reach_the_loss(monkeypatch):
+    targets = watch_steps(monkeypatch, lambda model, optimizer, inputs, targets, loss: targets)
+    fit(new_model(), TRAIN, VAL, replace(CONFIG, epochs=1, augment=Augment(mixup=1.0)))
+    assert targets[0].shape == (32, 7) and torch.allclose(targets[0].sum(1), torch.ones(32))
+    assert (targets[0].amax(1) < 1).sum() > 16
+
+
+def test_landmarks_refuse_mixing_before_anything_is_learned():
+    points = np.full((160, 4, 2), 0.5, np.float32)
+    config = replace(CONFIG, augment=Augment(cutmix=1.0))
+    with pytest.raises(ValueError, match="landmarks cannot be mixed"):
+        fit(new_model(), (TRAIN[0], points), (VAL[0], points[:64]), config, task=landmarks("wing"))
+
+
+# ---- Several seeds ----
+
+
+def test_seeds_give_what_single_runs_give_in_any_order(tmp_path):
+    config = replace(CONFIG, epochs=2, augment=Augment(mixup=0.2))
+    single = {}
+    for seed in (0, 3):
+        set_seed(seed)
+        single[seed] = Small()
+        fit(single[seed], TRAIN, VAL, replace(config, seed=seed))
+    for seeds in ((0, 3), (3, 0)):
+        fitted = fit_seeds(Small, TRAIN, VAL, config, seeds)
+        for seed, (model, result) in zip(seeds, fitted, strict=True):
+            assert same(weights_of(model), weights_of(single[seed])) and len(result.history) == 2
+    assert not same(weights_of(single[0]), weights_of(single[3]))
+
+
+def test_seeds_keep_checkpoints_of_their_own_and_resume(tmp_path, capsys):
+    def file_of(config):
+        return tmp_path / f"run-{config.seed}.pt"
+
+    first = fit_seeds(Small, TRAIN, VAL, CONFIG, (0, 1), checkpoint=file_of)
+    again = fit_seeds(Small, TRAIN, VAL, CONFIG, (1, 0), checkpoint=file_of)
+    assert capsys.readouterr().out.count("resumed after epoch 3") == 2
+    assert same(weights_of(first[0][0]), weights_of(again[1][0]))
+    assert same(weights_of(first[1][0]), weights_of(again[0][0]))

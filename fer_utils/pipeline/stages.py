@@ -46,7 +46,7 @@ STAGES = (
     Stage(
         name="03_landmark_model",
         gives=("tables/03_landmark_error.csv", "tables/03_results.csv", "checkpoints/landmark_resnet18.pt"),
-        minutes={"sample": 2, "cpu": 40, "full": 15},
+        minutes={"sample": 2, "cpu": 20, "full": 15},
         needs=("02_landmark_labelling",),
         params={
             "sample": {"trial_images": 200, "trial_epochs": 2, "epochs": 8, "batch_size": 32},
@@ -73,6 +73,40 @@ STAGES = (
             "sample": {"epochs": 8, "batch_size": 32},
             "full": {"epochs": 60, "seeds": [0, 1, 2, 3, 4]},
         },
+    ),
+    Stage(
+        name="05_attention_resnet",
+        gives=(
+            "tables/05_comparison.csv",
+            "tables/05_results.csv",
+            "predictions/05_resnet18.npz",
+            "predictions/05_attention_resnet18.npz",
+            "predictions/05_resnet18_original.npz",
+            "predictions/05_attention_resnet18_original.npz",
+            "predictions/05_best_resnet18.npz",
+            "checkpoints/best_resnet18.pt",
+            "checkpoints/attention_resnet18.pt",
+        ),
+        minutes={"sample": 3, "cpu": 110, "full": 30},
+        needs=("03_landmark_model",),
+        params={
+            "sample": {
+                "epochs_original": 2,
+                "epochs": 3,
+                "final_epochs": 4,
+                "trial_epochs": 1,
+                "batch_size": 32,
+            },
+            "full": {
+                "seeds": [0, 1, 2, 3, 4, 5],
+                "epochs_original": 30,
+                "epochs": 40,
+                "final_epochs": 60,
+                "stems": ["imagenet", "middle", "small"],
+                "with_control": True,
+            },
+        },
+        timeout_minutes=240,
     ),
     Stage(
         name="06_efficientnet_ablation",

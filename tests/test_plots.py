@@ -1,0 +1,26 @@
+"""What figures show, read back from their axes."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from fer_utils import metrics, plots
+
+LABELS = np.array([0, 1, 1, 1, 0])
+PROBS = np.array([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.4, 0.6], [0.45, 0.55]])
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def test_reliability_bars_are_as_high_as_the_accuracy():
+    table = metrics.reliability(LABELS, PROBS, bins=4)
+    fig = plots.plot_reliability({"before": table, "after": table})
+    top_before, top_after, below_before, _ = fig.axes
+    assert [bar.get_height() for bar in top_before.patches[2:]] == pytest.approx([1 / 2, 2 / 3])
+    assert [bar.get_x() for bar in top_before.patches] == pytest.approx([0, 0.25, 0.5, 0.75])
+    assert [bar.get_height() for bar in below_before.patches] == [0, 0, 2, 3]
+    assert (top_before.get_title(), top_after.get_title()) == ("before", "after")
