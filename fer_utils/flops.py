@@ -1,13 +1,26 @@
-"""Size and cost of a network: parameters, and multiply-adds for one 48x48 image."""
+"""Size and cost of a network: parameters, multiply-adds, memory and time for 48x48 images."""
 
+import statistics
+import time
 import warnings
+import weakref
+from collections import Counter
+from collections.abc import Mapping
+from math import isclose
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 with warnings.catch_warnings():  # fvcore still decorates with torch.jit.script, which newer torch calls outdated
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*deprecated", category=FutureWarning)
     from fvcore.nn import FlopCountAnalysis
+
+from fer_utils.models import ARCHITECTURES, STEMS, EfficientNetB0, build_model
+from fer_utils.predict import VIEWS
+
+FAMILIES = {"baseline_cnn": [None], "resnet18": [*STEMS], "efficientnet": [*EfficientNetB0.stems]}  # and their stems
 
 
 def count_params(model: nn.Module) -> int:
@@ -20,10 +33,119 @@ def count_gmacs(model: nn.Module) -> float:
 
     Counted by fvcore, whose "flop" is one fused multiply-add; papers often print the same number as "GFLOPs".
     """
+    return count_operations(model).total() / 1e9
+
+
+def count_operations(model: nn.Module, shape: tuple[int, ...] = (1, 1, 48, 48)) -> Counter:
+    """Multiply-adds of one input of this shape for each kind of operation ("conv", "linear", ...), as fvcore counts.
+
+    Besides the multiply-adds of convolutions and dense layers, fvcore counts two operations per value for a batch norm
+    and one per value for pooling by averages; activations and additions cost nothing.
+    """
     training = model.training
     device = next(model.parameters()).device
-    analysis = FlopCountAnalysis(model.eval(), torch.zeros(1, 1, 48, 48, device=device))
-    analysis.unsupported_ops_warnings(False)
-    total = analysis.total()
+    analysis = FlopCountAnalysis(model.eval(), torch.zeros(shape, device=device))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    operations = analysis.by_operator()
     model.train(training)
-    return total / 1e9
+    return operations
+
+
+def efficiency(accuracy: float, gmacs: float) -> float:
+    """Accuracy in percent / GMACs / 100, the measure of the student project behind notebook 07; higher is better.
+
+    accuracy: 0 to 1. ValueError unless gmacs is above 0.
+    """
+    if not gmacs > 0:
+        raise ValueError(f"efficiency divides by the GMACs of a network, which cannot be {gmacs!r}")
+    return 100 * accuracy / gmacs / 100
+
+
+def find_network(name: str, published: Mapping[str, object] | None = None) -> dict[str, object]:
+    """Build, with random weights, the network of a model that an earlier notebook trained.
+
+    name: of the model, e.g. "05_best_resnet18". published: its row of summary.csv, whose params and gmacs tell apart
+    what the name does not, such as stems; there, GMACs count all views of a face at test time. None: the likeliest
+    network of that name. Returns network, architecture (in words), views, params and gmacs. ValueError when none fits.
+    """
+    family = next((family for family in FAMILIES if family in name), None)
+    kinds = sorted(
+        (kind for kind in ARCHITECTURES if family and family in kind), key=lambda k: (k not in name, -len(k))
+    )
+    for kind in kinds:
+        for stem in FAMILIES[family]:
+            network = build_model(kind, **({"stem": stem} if stem else {})).eval()
+            params, gmacs = count_params(network), count_gmacs(network)
+            for views in sorted({len(views) for views in VIEWS.values()}):
+                if published is None or _same_size(published, params, views * gmacs):
+                    words = " ".join(filter(None, [kind, stem and f"({stem} stem)"]))
+                    found = {"network": network, "architecture": words, "views": views}
+                    return found | {"params": params, "gmacs": views * gmacs}
+    raise ValueError(f"no network of fer_utils.models has the name and size of {name}; add it to ARCHITECTURES")
+
+
+def _same_size(published: Mapping[str, object], params: int, gmacs: float) -> bool:
+    return published["params"] == params and isclose(published["gmacs"], gmacs, rel_tol=1e-6)
+
+
+@torch.inference_mode()
+def measure_latency(model: nn.Module, batch_size: int, repeats: int = 9, warm_up: int = 2) -> float:
+    """Median milliseconds in which a network in evaluation mode answers a batch, on the device where it is.
+
+    The first warm_up rounds do not count: they allocate memory and choose algorithms.
+    """
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    images = torch.zeros(batch_size, 1, 48, 48, device=device)
+    seconds = []
+    for _ in range(warm_up + repeats):
+        start = time.perf_counter()
+        model(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # until then the GPU has only been told what to do
+        seconds.append(time.perf_counter() - start)
+    model.train(training)
+    return 1000 * statistics.median(seconds[warm_up:])
+
+
+@torch.no_grad()
+def measure_memory(model: nn.Module, batch_size: int) -> int:
+    """Most bytes of tensors that exist at once while a network in evaluation mode answers a batch.
+
+    Weights, images and all intermediate results; not what an operation needs for itself while it runs.
+    """
+    training, device = model.training, next(model.parameters()).device
+    images = torch.zeros(batch_size, 1, 48, 48, device=device)
+    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    with _LiveTensors() as live:
+        model.eval()(images)
+    model.train(training)
+    return weights + images.numel() * images.element_size() + live.peak
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Adds up the storages that operations make, and takes each off again when its last tensor is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        before = {t.untyped_storage() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._watch(tensor.untyped_storage(), before)
+        return result
+
+    def _watch(self, storage, before) -> None:
+        if storage in before or storage in self._known:  # a view, or worked in place: nothing new
+            return
+        self._known.add(storage)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, storage.nbytes())
+
+    def _forget(self, size: int) -> None:
+        self.now -= size

@@ -110,6 +110,18 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> dict[str, float
     }
 
 
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Correct k p-values (k,) for having been k questions (Holm 1979): below 0.05, each still stands among the others.
+
+    The smallest counts k times, the next k - 1 times and so on; none ends below a smaller one, none above 1.
+    """
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return corrected
+
+
 def reliability(labels: np.ndarray, probs: np.ndarray, bins: int = 15) -> pd.DataFrame:
     """How often answers are right that a network gives with some confidence (its largest probability).
 

@@ -108,4 +108,39 @@ STAGES = (
         },
         timeout_minutes=240,
     ),
+    Stage(
+        name="06_efficientnet_ablation",
+        gives=(
+            "tables/06_ablation.csv",
+            "predictions/06_efficientnet_none.npz",
+            "predictions/06_efficientnet_crp.npz",
+            "predictions/06_efficientnet_crp_light.npz",
+            "predictions/06_efficientnet_crp_cutout.npz",
+            "predictions/06_efficientnet_mixup_cutmix.npz",
+        ),
+        minutes={"sample": 2, "cpu": 85, "full": 8},
+        params={
+            "sample": {
+                "versions": ["none", "crp", "crp_light", "crp_cutout", "mixup_cutmix"],
+                "trial_images": 128,
+                "trial_epochs": 2,
+                "epochs": 5,
+                "batch_size": 32,
+                "seeds": [0],
+            },
+            "cpu": {
+                "versions": ["none", "crp", "crp_light", "crp_cutout", "mixup_cutmix"],
+                "epochs": 7,
+                "seeds": [0],
+            },
+            "full": {"epochs": 20, "batch_size": 512},
+        },
+    ),
+    Stage(
+        name="07_ensemble_gflops",
+        gives=("tables/07_ensemble.csv", "tables/07_efficiency.csv", "tables/07_weights.csv"),
+        minutes={"sample": 1, "cpu": 3, "full": 3},
+        needs=("04_baseline_cnn", "05_attention_resnet", "06_efficientnet_ablation"),
+        params={"sample": {"repeats": 3}},
+    ),
 )
