@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,6 +58,8 @@ class Augment:
         highest |= {"erase": 1, "mixup": 100, "cutmix": 100}
         for name, high in highest.items():
             require_number(f"Augment.{name}", getattr(self, name), 0, high)
+        if not isinstance(self.erase_area, Sequence) or len(self.erase_area) != 2:
+            raise ValueError(f"Augment.erase_area is {self.erase_area!r}; it must be two numbers, e.g. (0.02, 0.33)")
         smallest, largest = self.erase_area
         require_number("the smaller part of Augment.erase_area", smallest, 1e-4, 1)
         require_number("the larger part of Augment.erase_area", largest, smallest, 1)
@@ -80,8 +83,10 @@ NO_AUGMENT = Augment().without("flip", "shift", "rotate", "scale", "brightness",
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (N,48,48) at rest -> standardized float32 (N,1,48,48), the input of every network."""
-    return (images.unsqueeze(1).float() / 255 - PIXEL_MEAN) / PIXEL_SD
+    """uint8 (N,48,48) at rest -> standardized float32 (N,1,48,48), the input of every network; (N,3,H,W) stays so."""
+    if images.dim() == 3:
+        images = images.unsqueeze(1)
+    return (images.float() / 255 - PIXEL_MEAN) / PIXEL_SD
 
 
 def augment_batch(
@@ -172,7 +177,7 @@ def move_points(points: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
     back = torch.linalg.inv_ex(turn).inverse  # inv itself would wait for the GPU
     moved = ((2 * points - 1 - shift) @ back.mT + 1) / 2  # warp measures from -1 to 1
     mirrored = turn[:, 0, 0] * turn[:, 1, 1] < turn[:, 0, 1] * turn[:, 1, 0]
-    return torch.where(mirrored[:, None, None], moved[:, MIRROR_ORDER], moved)
+    return torch.where(mirrored[:, None, None], torch.stack([moved[:, i] for i in MIRROR_ORDER], 1), moved)
 
 
 def relight(images: torch.Tensor, how: Augment, generator: torch.Generator) -> torch.Tensor:
@@ -205,7 +210,9 @@ def _uniform(n: int, generator: torch.Generator) -> torch.Tensor:
     return 2 * torch.rand(n, device=generator.device, generator=generator) - 1
 
 
-def _rectangles(top: torch.Tensor, left: torch.Tensor, height: torch.Tensor, width: torch.Tensor, size) -> torch.Tensor:
+def _rectangles(
+    top: torch.Tensor, left: torch.Tensor, height: torch.Tensor, width: torch.Tensor, size: torch.Size
+) -> torch.Tensor:
     """(N,1,H,W) masks, 1 inside a rectangle given in fractions of the image (N,), 0 outside. size: (H, W)."""
     rows, columns = ((torch.arange(n, device=top.device) + 0.5) / n for n in size)
     inside_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])  # (N,H)

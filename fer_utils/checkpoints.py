@@ -3,19 +3,22 @@
 import hashlib
 import os
 import pickle
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from fer_utils.config import TrainConfig
 from fer_utils.data import EMOTIONS
+from fer_utils.models import BaselineCNN, EfficientNetB0, ResNet18
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message is one plain sentence that says why and what to do."""
 
 
-def checkpoint_file(folder: Path, label: str, config, fingerprint: str) -> Path:
+def checkpoint_file(folder: Path, label: str, config: TrainConfig, fingerprint: str) -> Path:
     """Where a run keeps its checkpoint: the name changes with the settings and the data, so runs never mix.
 
     label: what distinguishes models, e.g. "baseline_cnn". fingerprint: of the data (FER2013.fingerprint).
@@ -41,6 +44,23 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     require_same(signature(model), state["signature"], path)
     model.load_state_dict(state["weights"])
     return model.eval()
+
+
+def load_classifier(path: Path) -> nn.Module:
+    """The classifier in a file of save_weights, built as it was (stem, attention), in evaluation mode.
+
+    Raises TrainingError when the file is missing or damaged, or holds something else.
+    """
+    found = _read_weights(path)["signature"]
+    kinds = {name.split(".")[1] for name in found if name.startswith("attention.")}  # {"gates"}, {"shift"}, or empty
+    builders = {
+        "BaselineCNN": BaselineCNN,
+        "ResNet18": partial(ResNet18, attention=next(iter(kinds), "none"), stem=found["stem"]),
+        "EfficientNetB0": partial(EfficientNetB0, stem=found["stem"]),
+    }
+    if found["architecture"] not in builders:
+        raise TrainingError(f"{path} holds a {found['architecture']}, not one of {', '.join(builders)}")
+    return load_weights(builders[found["architecture"]](), path)
 
 
 def load_backbone(model: nn.Module, path: Path) -> nn.Module:
@@ -106,10 +126,11 @@ def _previous(path: Path) -> Path:
 
 
 def signature(model: nn.Module) -> dict:
-    """What must agree before weights are put into a model: its class and stem, what its outputs mean, all shapes."""
+    """What must agree before weights are put into a model: class, stem, regions, what its outputs mean, all shapes."""
     return {
         "architecture": type(model).__name__,
-        "stem": getattr(getattr(model, "backbone", None), "stem", None),
+        "stem": getattr(getattr(model, "backbone", model), "stem", None),
+        "regions": getattr(model, "regions", None),  # of a LocalGlobalNet: they have no weights
         "classes": list(getattr(model, "outputs", EMOTIONS)),
         **{name: list(tensor.shape) for name, tensor in model.state_dict().items()},
     }

@@ -24,6 +24,11 @@ class TrainConfig:
     "cosine" (Loshchilov & Hutter 2017, arXiv:1608.03983) only falls; "plateau" multiplies lr by plateau_factor whenever
     the loss on val has not improved for more than plateau_patience epochs.
 
+    lr_factors: pairs (name of a module, factor by which its learning rate is multiplied). For a module inside another,
+    the longer name counts; for all that is not named, the factor is 1. Small factors for early layers keep what they
+    have learned elsewhere (discriminative fine-tuning: Howard & Ruder 2018, arXiv:1801.06146). 0 freezes: weights and
+    the statistics of norms stay as they are, and dropout is off.
+
     clip: largest norm of the gradient of all weights together (Pascanu et al. 2013, arXiv:1211.5063); 0: no limit.
     ema: decay per step of a moving average of the weights, reached gradually, which is what is judged on val and kept
     (Polyak & Juditsky 1992); 0: off. patience: stop after this many epochs without a better one on val; 0: never.
@@ -38,6 +43,7 @@ class TrainConfig:
     batch_size: int = 128
     optimizer: str = "sgd"
     lr: float = 0.05
+    lr_factors: tuple[tuple[str, float], ...] = ()
     momentum: float = 0.9
     weight_decay: float = 5e-4
     decay_all: bool = False
@@ -70,6 +76,8 @@ class TrainConfig:
             require_number(f"TrainConfig.{name}", getattr(self, name), 0, 1)
         for name in ("weight_decay", "clip", "focal_gamma"):
             require_number(f"TrainConfig.{name}", getattr(self, name), 0, 1e6)
+        for module, factor in self.lr_factors:
+            require_number(f"the factor of {module!r} in TrainConfig.lr_factors", factor, 0, 1e3)
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)!r}; it must be one of {allowed}")

@@ -28,12 +28,12 @@ def count_params(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def count_gmacs(model: nn.Module) -> float:
-    """Billions of multiply-adds (GMACs) to classify one image of 1x48x48.
+def count_gmacs(model: nn.Module, shape: tuple[int, int, int] = (1, 48, 48)) -> float:
+    """Billions of multiply-adds (GMACs) to classify one image of this shape: channels, height, width.
 
     Counted by fvcore, whose "flop" is one fused multiply-add; papers often print the same number as "GFLOPs".
     """
-    return count_operations(model).total() / 1e9
+    return count_operations(model, (1, *shape)).total() / 1e9
 
 
 def count_operations(model: nn.Module, shape: tuple[int, ...] = (1, 1, 48, 48)) -> Counter:

@@ -6,13 +6,14 @@ All take (N,1,48,48) standardized floats. Classifiers return (N,7) logits; build
 import pickle
 import urllib.request
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.models import efficientnet_b0, get_model_weights, resnet18
+from torchvision.models import ResNet, efficientnet_b0, get_model_weights, resnet18
 
 # How a ResNet18 takes in an image: side of the first kernel, its stride, and whether max-pooling follows.
 # After that its four stages see 12x12 ("imagenet", made for 224x224), 24x24 ("middle") or all 48x48 pixels ("small").
@@ -46,28 +47,59 @@ class BaselineCNN(nn.Module):
         return self.classifier(self.features(images))
 
 
-def resnet18_backbone(stem: str = "imagenet", imagenet: dict[str, torch.Tensor] | None = None) -> nn.Sequential:
-    """ResNet18 (He et al. 2016, arXiv:1512.03385) for one channel, up to its last feature map (N,512,h,w).
+def resnet_backbone(
+    make: Callable[[], ResNet], stem: str, imagenet: dict[str, torch.Tensor] | None = None, channels: int = 1
+) -> nn.Sequential:
+    """A ResNet (He et al. 2016, arXiv:1512.03385) up to its last feature map: conv1, bn1, relu, maxpool, layer1 to 4.
 
-    stem: a key of STEMS; ValueError lists them. imagenet: weights to start from, of imagenet_weights("resnet18"), else
-    random. The 7x7 kernels of ImageNet are summed over red, green and blue: the same as showing a gray image in all
-    three. Its other layers fit every stem; a 3x3 kernel starts at random.
+    make: torchvision's function for it. stem: a key of STEMS; ValueError lists them. imagenet: weights to start from,
+    as imagenet_weights gives them, else random. channels: of the images, 1 or 3. For one channel the 7x7 kernels of
+    ImageNet are summed over red, green and blue: the same as showing a gray image in all three. Its other layers fit
+    every stem; a 3x3 kernel starts at random.
     """
     if stem not in STEMS:
         raise ValueError(f"there is no stem {stem!r}; choose one of {', '.join(STEMS)}")
     kernel, stride, pool = STEMS[stem]
-    conv1 = nn.Conv2d(1, 64, kernel, stride, padding=kernel // 2, bias=False)
+    conv1 = nn.Conv2d(channels, 64, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
-    body = resnet18()
+    body = make()
     if imagenet is not None:
         body.load_state_dict(imagenet)
         if kernel == 7:
-            conv1.load_state_dict({"weight": imagenet["conv1.weight"].sum(1, keepdim=True)})
+            seen = imagenet["conv1.weight"]
+            conv1.load_state_dict({"weight": seen.sum(1, keepdim=True) if channels == 1 else seen})
     layers = {"conv1": conv1, "bn1": body.bn1, "relu": body.relu, "maxpool": body.maxpool if pool else nn.Identity()}
     stages = {f"layer{i}": body.get_submodule(f"layer{i}") for i in range(1, 5)}
     backbone = nn.Sequential(OrderedDict(layers | stages))
     backbone.stem = stem  # shapes alone do not tell "middle" from "small"
     return backbone
+
+
+def resnet18_backbone(stem: str = "imagenet", imagenet: dict[str, torch.Tensor] | None = None) -> nn.Sequential:
+    """ResNet18 for one channel up to its last feature map (N,512,h,w); stem, imagenet: as in resnet_backbone."""
+    return resnet_backbone(resnet18, stem, imagenet)
+
+
+def vgg16_backbone(imagenet: dict[str, torch.Tensor] | None = None) -> nn.Sequential:
+    """VGG16 (Simonyan & Zisserman 2015, arXiv:1409.1556) with batch norm, for one channel: block1 to block5.
+
+    The last feature map of 48x48 pixels is (N,512,1,1). imagenet: of imagenet_weights("vgg16_bn"), else random.
+    """
+    blocks, channels = OrderedDict(), 1
+    for number, (width, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)], 1):
+        layers = []
+        for _ in range(depth):
+            conv = nn.Conv2d(channels, width, 3, padding=1)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
+            nn.init.zeros_(conv.bias)
+            layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            channels = width
+        blocks[f"block{number}"] = nn.Sequential(*layers, nn.MaxPool2d(2))
+    if imagenet is not None:
+        in_a_row = nn.Sequential(*(layer for block in blocks.values() for layer in block))  # torchvision's "features"
+        weights = {k.removeprefix("features."): v for k, v in imagenet.items() if k.startswith("features.")}
+        in_a_row.load_state_dict(weights | {"0.weight": weights["0.weight"].sum(1, keepdim=True)})
+    return nn.Sequential(blocks)
 
 
 def imagenet_weights(name: str) -> dict[str, torch.Tensor] | None:
@@ -103,8 +135,8 @@ def resnet18_head(outputs: int) -> nn.Sequential:
     )
 
 
-class LandmarkResNet18(nn.Module):
-    """ResNet18 that finds the four landmarks: a backbone, then dense layers 512-256-8 with dropout of 0.3.
+class LandmarkNetwork(nn.Module):
+    """Finds the four landmarks: a backbone, then dense layers 512-256-8 with dropout of 0.3.
 
     The last layer is linear. It answers in pixels from the middle of the image, which are numbers of the size that
     layers are initialized for. A sigmoid would confine the points to the image, but an augmented face may have an eye
@@ -113,15 +145,23 @@ class LandmarkResNet18(nn.Module):
 
     outputs = ("left_eye", "right_eye", "left_lip_corner", "right_lip_corner")  # landmarks.POINTS, without MediaPipe
 
-    def __init__(self, stem: str = "imagenet", imagenet: dict[str, torch.Tensor] | None = None) -> None:
-        """stem, imagenet: as in resnet18_backbone."""
+    def __init__(self, backbone: nn.Module) -> None:
+        """backbone: (N,1,48,48) -> (N,512,h,w)."""
         super().__init__()
-        self.backbone = resnet18_backbone(stem, imagenet)  # (N,1,48,48) -> (N,512,h,w)
+        self.backbone = backbone
         self.head = resnet18_head(2 * len(self.outputs))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N,1,48,48) float -> (N,4,2): x and y of each point, as fractions of width and height."""
         return 0.5 + self.head(self.backbone(images)).unflatten(1, (-1, 2)) / 48
+
+
+class LandmarkResNet18(LandmarkNetwork):
+    """The landmark network on a ResNet18."""
+
+    def __init__(self, stem: str = "imagenet", imagenet: dict[str, torch.Tensor] | None = None) -> None:
+        """stem, imagenet: as in resnet18_backbone."""
+        super().__init__(resnet18_backbone(stem, imagenet))
 
 
 class ChannelGates(nn.Module):
@@ -187,6 +227,23 @@ class ResNet18(nn.Module):
         return self.head(self.attention(self.backbone(images)))
 
 
+class VGG16(nn.Module):
+    """VGG16 with batch norm for emotions: a backbone, then the head of ResNet18.
+
+    The original's three dense layers of 4,096 are made for 7x7 positions. Here one position is left.
+    """
+
+    def __init__(self, num_classes: int = 7, imagenet: dict[str, torch.Tensor] | None = None) -> None:
+        """imagenet: as in vgg16_backbone."""
+        super().__init__()
+        self.backbone = vgg16_backbone(imagenet)  # (N,1,48,48) -> (N,512,1,1)
+        self.head = resnet18_head(num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N,1,48,48) float -> (N,num_classes) logits."""
+        return self.head(self.backbone(images))
+
+
 class EfficientNetB0(nn.Module):
     """EfficientNet-B0 (Tan & Le 2019, arXiv:1905.11946) for one channel.
 
@@ -234,6 +291,7 @@ ARCHITECTURES = {
     "attention_resnet18": partial(ResNet18, attention="gates"),
     "shift_resnet18": partial(ResNet18, attention="shift"),
     "efficientnet_b0": EfficientNetB0,
+    "vgg16": VGG16,
 }
 
 

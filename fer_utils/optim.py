@@ -14,14 +14,32 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
     Those have one dimension, weights have two or more. Decay keeps weights small, but a norm that follows undoes their
     size, and biases are few: there is nothing to gain (He et al. 2019, "Bag of tricks", arXiv:1812.01187).
+
+    Each group of parameters has its "lr_factor", as config.lr_factors says; what is frozen is in none. ValueError when
+    a name there is none of a module.
     """
-    weights = [p for p in model.parameters() if p.requires_grad and (p.dim() > 1 or config.decay_all)]
-    others = [p for p in model.parameters() if p.requires_grad and not (p.dim() > 1 or config.decay_all)]
-    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    unknown = {name for name, _ in config.lr_factors} - {name for name, _ in model.named_modules()}
+    if unknown:
+        raise ValueError(f"TrainConfig.lr_factors names {min(unknown)!r}; there is no such module in this network")
+    members: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        factor = lr_factor(name, config)
+        if parameter.requires_grad and factor:
+            decay = config.weight_decay if parameter.dim() > 1 or config.decay_all else 0.0
+            members.setdefault((factor, decay), []).append(parameter)
+    groups = [
+        {"params": parameters, "weight_decay": decay, "lr_factor": factor}
+        for (factor, decay), parameters in members.items()
+    ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+
+
+def lr_factor(name: str, config: TrainConfig) -> float:
+    """By what the learning rate of a module or parameter is multiplied: see TrainConfig.lr_factors."""
+    fitting = [(len(module), factor) for module, factor in config.lr_factors if f"{name}.".startswith(f"{module}.")]
+    return max(fitting)[1] if fitting else 1.0
 
 
 def learning_rate(step: int, total_steps: int, val_losses: Sequence[float], config: TrainConfig) -> float:

@@ -1,5 +1,7 @@
 """Figures that several notebooks draw. Each function returns the Figure; none saves or shows it."""
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -49,6 +51,29 @@ def plot_landmarks(
         x, y = (four * image.shape[::-1] - 0.5).T  # matplotlib has 0 in the middle of the first pixel
         ax.scatter(x, y, s=9 * size, c=["#00E5FF"] * 2 + ["#FF9500"] * 2, edgecolors="black", linewidths=0.5)
         ax.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
+    return fig
+
+
+def plot_maps(
+    images: np.ndarray,
+    maps: Sequence[np.ndarray],
+    scale: tuple[float, float],
+    label: str,
+    titles: list[str] | None = None,
+    columns: int = 7,
+    size: float = 1.25,
+    colors: str = "viridis",
+) -> Figure:
+    """Grid of faces under heat maps that all share one scale of colours, shown at the side.
+
+    maps: n of (h,w), whose cells are drawn as they are, nan not at all. scale: the values at its two ends; what lies
+    beyond is cut off. label: what the values are. colors: name of the colour map; the rest as in `plot_faces`.
+    """
+    fig = plot_faces(images, titles, columns, size)
+    corners = (-0.5, images.shape[2] - 0.5, images.shape[1] - 0.5, -0.5)
+    for ax, heat in zip(fig.axes, maps, strict=False):
+        drawn = ax.imshow(heat, cmap=colors, vmin=scale[0], vmax=scale[1], alpha=0.6, extent=corners)
+    fig.colorbar(drawn, ax=fig.axes, label=label, fraction=0.03)
     return fig
 
 
@@ -104,7 +129,8 @@ def plot_reliability(tables: dict[str, pd.DataFrame]) -> Figure:
         bottom.set(xlabel="confidence")
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("images")
-    axes[0, 0].legend(loc="upper left", fontsize=8)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=len(handles), fontsize=8)
     return fig
 
 

@@ -1,6 +1,5 @@
-"""The only writer of reports: tables, figures, summary and claims of a notebook, and the page made from all of them."""
+"""The only writer of a notebook's results: its tables, figures, predictions, and rows of the summary and the claims."""
 
-import base64
 import json
 from numbers import Integral
 from pathlib import Path
@@ -8,10 +7,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown, display
-from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
-from fer_utils.data import FER2013, PROJECT_ROOT, atomic_write, project_path
+from fer_utils.data import FER2013, atomic_write, project_path
 from fer_utils.predict import Predictions
 
 SUMMARY_COLUMNS = [
@@ -19,7 +17,6 @@ SUMMARY_COLUMNS = [
     *("macro_f1", "accuracy_no_duplicates", "params", "gmacs", "epochs", "train_seconds", "images_per_second"),
 ]
 CLAIM_COLUMNS = ["claim", "source", "claimed", "measured", "ci_low", "ci_high", "n", "verdict"]
-README_BEGIN, README_END = "<!-- results: generated from reports/summary.csv -->", "<!-- end of results -->"
 
 
 class Report:
@@ -46,7 +43,7 @@ class Report:
         """
         path = self._path("figures", f"{name}.png")
         fig.savefig(path, metadata={"Software": None, "Description": alt})
-        self._write_csv(data, path.with_suffix(".csv"))
+        write_csv(data, path.with_suffix(".csv"))
         self._add("artifacts", {"kind": "figure", "name": name, "caption": caption, "alt": alt})
         display(fig)
         plt.close(fig)
@@ -55,7 +52,7 @@ class Report:
     def table(self, table: pd.DataFrame, name: str, caption: str, digits: int = 3) -> None:
         """Show a table and write tables/NAME.csv with full precision and tables/NAME.md rounded to `digits`."""
         path = self._path("tables", f"{name}.csv")
-        self._write_csv(table, path)
+        write_csv(table, path)
         full_caption = " ".join(filter(None, [caption, self._manifest["data_note"]]))
         markdown = to_markdown(table, digits)
         atomic_write(path.with_suffix(".md"), f"{full_caption}\n\n{markdown}\n".encode())
@@ -93,102 +90,27 @@ class Report:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    @staticmethod
-    def _write_csv(table: pd.DataFrame, path: Path) -> None:
-        atomic_write(path, table.to_csv(index=False, lineterminator="\n").encode())
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table with full precision, in the same bytes on every system."""
+    atomic_write(path, table.to_csv(index=False, lineterminator="\n").encode())
 
 
 def data_note(faces: FER2013) -> str:
     """The sentence that goes under every table unless the data is FER2013 with its official counts."""
     if faces.form == "sample":
         return "Embedded sample data: for trying and testing only."
+    if faces.form == "rafdb":
+        return f"RAF-DB: {len(faces.labels):,} images{'' if faces.standard else ', not the official 15,339'}."
     return "" if faces.standard else f"Non-standard data: {len(faces.labels):,} images, not the official 35,887."
 
 
 def to_markdown(table: pd.DataFrame, digits: int) -> str:
     """A Markdown table with floats rounded to `digits` and missing values as a dash."""
-    return table.map(lambda value: _cell(value, digits)).to_markdown(index=False, disable_numparse=True)
+    return table.map(lambda value: format_cell(value, digits)).to_markdown(index=False, disable_numparse=True)
 
 
-def build_report(reports: Path, provenance: dict) -> None:
-    """Make summary.csv, tables/claims.csv, provenance.json and report.html from what the notebooks published.
-
-    reports: the folder that holds tables/, figures/ and manifests/. For the project's own reports the results table in
-    README.md is renewed as well.
-    """
-    manifests = [json.loads(path.read_text()) for path in sorted((reports / "manifests").glob("*.json"))]
-    summary = pd.DataFrame([row for m in manifests for row in m["summary"]], columns=SUMMARY_COLUMNS)
-    claims = pd.DataFrame([row for m in manifests for row in m["claims"]], columns=CLAIM_COLUMNS)
-    (reports / "tables").mkdir(parents=True, exist_ok=True)
-    Report._write_csv(summary, reports / "summary.csv")
-    Report._write_csv(claims, reports / "tables" / "claims.csv")
-    atomic_write(reports / "provenance.json", (json.dumps(provenance, indent=1, sort_keys=True) + "\n").encode())
-    atomic_write(reports / "report.html", render_page(reports, manifests, summary, claims, provenance).encode())
-    if reports == PROJECT_ROOT / "reports":
-        update_readme(PROJECT_ROOT / "README.md", summary)
-
-
-def render_page(
-    reports: Path, manifests: list[dict], summary: pd.DataFrame, claims: pd.DataFrame, provenance: dict
-) -> str:
-    """One self-contained HTML page: claims, summary, every figure and table with its caption, provenance."""
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "assets"), autoescape=True)
-    sections = [
-        m
-        | {"title": m["notebook"].replace("_", " "), "artifacts": [_page_artifact(reports, a) for a in m["artifacts"]]}
-        for m in manifests
-    ]
-    return environment.get_template("report.html.j2").render(
-        sections=sections,
-        claims=_to_html(claims, 4),
-        summary=_to_html(summary, 4),
-        provenance=json.dumps(provenance, indent=2, sort_keys=True),
-    )
-
-
-def results_table(summary: pd.DataFrame) -> str:
-    """The README's results: one Markdown row per model and split, accuracies in percent."""
-    percent = "{:.1%}".format
-    rows = [
-        {
-            "notebook": row.notebook,
-            "model": row.model,
-            "split (n)": f"{row.split} ({row.n:,})",
-            "accuracy": percent(row.accuracy),
-            "95 % interval": f"{percent(row.ci_low)} - {percent(row.ci_high)}",
-            "macro-F1": f"{row.macro_f1:.3f}",
-            "without copies": percent(row.accuracy_no_duplicates),
-            "seeds": row.seeds,
-            "GMACs": f"{row.gmacs:.3f}",
-            "profile, device": f"{row.profile}, {row.device}",
-        }
-        for row in summary.itertuples()
-    ]
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-
-
-def update_readme(readme: Path, summary: pd.DataFrame) -> None:
-    """Put the results table between its two markers in README.md; nothing else changes."""
-    text = readme.read_text(encoding="utf8")
-    before, rest = text.split(README_BEGIN)
-    after = rest.split(README_END)[1]
-    atomic_write(readme, f"{before}{README_BEGIN}\n{results_table(summary)}\n{README_END}{after}".encode())
-
-
-def _page_artifact(reports: Path, artifact: dict) -> dict:
-    """An artifact with what the page shows of it: the PNG as a data URI, or the table as HTML."""
-    if artifact["kind"] == "figure":
-        png = (reports / "figures" / f"{artifact['name']}.png").read_bytes()
-        return artifact | {"src": "data:image/png;base64," + base64.b64encode(png).decode()}
-    table = pd.read_csv(reports / "tables" / f"{artifact['name']}.csv", keep_default_na=False, na_values=[""])
-    return artifact | {"html": _to_html(table, artifact["digits"])}
-
-
-def _to_html(table: pd.DataFrame, digits: int) -> str:
-    return table.map(lambda value: _cell(value, digits)).to_html(index=False, border=0, justify="left")
-
-
-def _cell(value: object, digits: int) -> str:
+def format_cell(value: object, digits: int) -> str:
     """A table cell as text: floats rounded, whole numbers with thousands separators, missing values as a dash."""
     if pd.isna(value):
         return "-"

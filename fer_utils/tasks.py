@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -99,6 +99,28 @@ def _augment_labelled(images, labels, how, generator, mirror=None):
     if how.mixes:
         images, labels = mix(images, F.one_hot(labels, len(EMOTIONS)).float(), how, generator)
     return images, labels
+
+
+def rotations() -> Task:
+    """From logits (N,4) to the quarter turns (N,) by which an image was turned: it needs no label of a person.
+
+    Gidaris et al. 2018 (arXiv:1803.07728): whoever tells which way up something is, knows what it looks like. In
+    training every image is turned at random, whatever target it came with; images of val are turned beforehand.
+    """
+    return replace(classification(), name="rotations", augment=_augment_turned)
+
+
+def turn(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Square images (N,...,S,S), each turned anticlockwise by its number (N,) of quarter turns, 0 to 3."""
+    all_turned = torch.stack([images.rot90(k, (-2, -1)) for k in range(4)])
+    return all_turned[turns, torch.arange(len(images), device=images.device)]
+
+
+def _augment_turned(images, _, how, generator, mirror=None):
+    if how.mixes:
+        raise ValueError("turned images cannot be mixed; switch off Augment.mixup and Augment.cutmix")
+    turns = torch.randint(4, (len(images),), generator=generator, device=images.device)
+    return turn(augment_batch(images, how, generator, mirror), turns), turns
 
 
 def landmarks(loss: str) -> Task:

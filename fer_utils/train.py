@@ -21,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from fer_utils.augment import to_float
 from fer_utils.checkpoints import TrainingError, read_checkpoint, require_same, signature, write_checkpoint
 from fer_utils.config import TrainConfig
-from fer_utils.optim import build_optimizer, learning_rate
+from fer_utils.optim import build_optimizer, learning_rate, lr_factor
 from fer_utils.predict import predict_outputs
 from fer_utils.tasks import Compare, Task, balanced_weights, classification
 
@@ -85,7 +85,8 @@ def fit(
 ) -> FitResult:
     """Train a network and leave the weights of its best epoch on val in it.
 
-    train, val: (images (N,48,48) uint8, targets (N,...)): labels (N,) int64, or what else the task asks for.
+    train, val: (images (N,48,48) or (N,3,H,W) uint8, targets (N,...)): labels (N,) int64, or what else the task asks
+    for, such as shares of the classes (N,7) float32.
     checkpoint: file to save to after every epoch and to resume from; a resumed run ends with the same weights as an
     uninterrupted one (bit for bit on the same CPU). on_epoch: called with each new row of the history; training ends
     early when it returns True. task: what is learned; None: to classify, with the loss that config describes.
@@ -99,7 +100,8 @@ def fit(
     val_targets = torch.as_tensor(val[1])
     task = task or _classification(config, train[1], device)
     set_seed(config.seed)
-    run = _Run(model, config, task, device, data=[zlib.crc32(np.ascontiguousarray(array)) for array in train])
+    frozen = freeze(model, config)
+    run = _Run(model, config, task, device, data=[zlib.crc32(np.ascontiguousarray(array)) for array in (*train, *val)])
     if not run.resume(checkpoint):
         run.precision = fastest_precision(model, config, device) if config.precision == "auto" else config.precision
     while not run.finished():
@@ -120,7 +122,7 @@ def fit(
             raise _not_finite(val_loss, "on val after", run, checkpoint)
         row = {
             "epoch": len(run.history) + 1,
-            "lr": run.optimizer.param_groups[0]["lr"],
+            "lr": run.optimizer.param_groups[0]["lr"] / run.optimizer.param_groups[0]["lr_factor"],
             "train_loss": float(losses.mean()),
             f"train_{task.measure}": measured,
             "val_loss": float(val_loss),
@@ -134,6 +136,8 @@ def fit(
         if on_epoch and on_epoch(row):
             break
     model.load_state_dict(run.best_weights)
+    for parameter in frozen:
+        parameter.requires_grad_(True)
     return FitResult(pd.DataFrame(run.history), run.precision, task)
 
 
@@ -173,7 +177,7 @@ def _train_epoch(run: "_Run", images: torch.Tensor, targets: torch.Tensor) -> tu
     batch is dropped; each epoch shuffles anew, so every image gets its turn.
     """
     config, task, device = run.config, run.task, images.device
-    run.model.train()
+    set_modes(run.model, config)
     epoch = len(run.history)
     batch = min(config.batch_size, len(images))
     steps = len(images) // batch
@@ -185,7 +189,7 @@ def _train_epoch(run: "_Run", images: torch.Tensor, targets: torch.Tensor) -> tu
     for step in range(steps):
         lr = learning_rate(epoch * steps + step, config.epochs * steps, val_losses, config)
         for group in run.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]
         chosen = order[step * batch : (step + 1) * batch]
         mirror = None if mirrored is None else mirrored[chosen]
         inputs, wanted = task.augment(to_float(images[chosen]), targets[chosen], config.augment, run.generator, mirror)
@@ -196,6 +200,23 @@ def _train_epoch(run: "_Run", images: torch.Tensor, targets: torch.Tensor) -> tu
             update_average(run.averaged, run.model, config.ema, epoch * steps + step)
         measured += task.measured(outputs, wanted).sum()
     return losses.cpu(), float(measured) / (steps * batch)
+
+
+def freeze(model: nn.Module, config: TrainConfig) -> list[nn.Parameter]:
+    """Spare the gradients of what config.lr_factors freezes; returns these parameters, to be freed afterwards."""
+    named = model.named_parameters()
+    frozen = [parameter for name, parameter in named if parameter.requires_grad and not lr_factor(name, config)]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return frozen
+
+
+def set_modes(model: nn.Module, config: TrainConfig) -> None:
+    """Training mode, but for what is frozen: its norms keep their statistics, and its dropout is off."""
+    model.train()
+    for name, module in model.named_modules():
+        if not lr_factor(name, config):
+            module.training = False
 
 
 def _sides(n: int, seed: int, epoch: int, device: torch.device) -> torch.Tensor:
@@ -278,7 +299,7 @@ class _Run:
         self.optimizer = build_optimizer(model, config)
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.averaged = copy.deepcopy(model) if config.ema else None
-        self.identity = signature(model) | asdict(config) | {"task": task.name, "training data": data}
+        self.identity = signature(model) | asdict(config) | {"task": task.name, "data of train and val": data}
         self.history: list[dict] = []
         self.best_weights: dict[str, torch.Tensor] = {}
         self.precision = "fp32"
@@ -325,7 +346,7 @@ class _Run:
         state = read_checkpoint(path) if path else None
         if state is None:
             return False
-        require_same(self.identity, state["identity"], path)
+        require_same(self.identity, state.get("identity", {}), path)
         self.model.load_state_dict(state["weights"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])

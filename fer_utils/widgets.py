@@ -1,4 +1,7 @@
-"""Explore panels: controls under a cell that redraw it. The only module that imports ipywidgets."""
+"""Explore panels: controls under a cell that redraw it, long work with a Stop button, and the webcam.
+
+The only module that imports ipywidgets and anywidget.
+"""
 
 import html
 import io
@@ -6,10 +9,14 @@ import os
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
+import anywidget
+import cv2
 import ipywidgets
 import matplotlib.pyplot as plt
-from IPython.display import display
+import numpy as np
+from IPython.display import Image, display
 from matplotlib.figure import Figure
 
 HEADLESS = "FER_HEADLESS"  # set by run_all.sh: nobody is there to move a control
@@ -20,6 +27,11 @@ def is_headless() -> bool:
     return bool(os.environ.get(HEADLESS))
 
 
+def is_page() -> bool:
+    """True when Voila shows the notebook as a web page, whose visitor waits for all cells to run."""
+    return os.environ.get("SERVER_SOFTWARE", "").startswith("voila/")
+
+
 def explore(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> None:
     """Show a panel: moving a control calls draw with the controls' values and shows the Figure it returns.
 
@@ -27,54 +39,115 @@ def explore(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> None:
     the run. In a live panel an error is shown in place of the figure.
     """
     if is_headless():
-        show_once(draw(**{name: control.value for name, control in controls.items()}))
+        show_once(draw(**_values(controls)))
         return
     for name, control in controls.items():
         _label(control, name)
-    output = ipywidgets.interactive_output(lambda **values: show_once(draw(**values)), controls)
-    display(ipywidgets.VBox([ipywidgets.HBox(list(controls.values()), layout={"flex_flow": "row wrap"}), output]))
+    output = ipywidgets.interactive_output(lambda **values: display(Image(_png(draw(**values)))), controls)
+    display(ipywidgets.VBox([_row(controls), output]))
 
 
-def explore_run(run: Callable[..., Figure | None], button: str = "Run", **controls: ipywidgets.Widget) -> None:
+def explore_run(run: Callable[..., str | None], button: str = "Run", **controls: ipywidgets.Widget) -> None:
     """Show a panel for work that takes a while: it starts on a button, shows a live figure, and can be stopped.
 
-    run is called as run(show=..., **values). It calls show(figure) whenever there is something new; show returns True
-    once Stop was pressed, and run should then end soon. A headless run calls it once, with errors let through.
+    run is called as run(show=..., **values). It calls show(figure, done) whenever there is something new; done, from 0
+    to 1, moves the progress bar and may be left out. show returns True once Stop was pressed, and run should then end
+    soon. A text that run returns is shown at its end. A headless run calls it once, with errors let through, and shows
+    its last figure.
     """
     if is_headless():
-        figures: list[Figure] = []
-        run(show=lambda figure: figures.append(figure) or False, **{n: c.value for n, c in controls.items()})
-        show_once(figures[-1])
+        _run_once(run, controls)
         return
     start = ipywidgets.Button(description=button, icon="play", button_style="primary")
     stop = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
+    bar = ipywidgets.FloatProgress(max=1, description="progress", layout={"visibility": "hidden"})
     picture, messages = ipywidgets.Image(format="png"), ipywidgets.HTML()
     stopped = threading.Event()
 
-    def show(figure: Figure) -> bool:
+    def show(figure: Figure, done: float | None = None) -> bool:
         picture.value = _png(figure)
+        if done is not None:
+            bar.value, bar.layout.visibility = done, "visible"
         return stopped.is_set()
 
     def work() -> None:
         try:
-            run(show=show, **{name: control.value for name, control in controls.items()})
-            messages.value = "stopped" if stopped.is_set() else "done"
+            text = run(show=show, **_values(controls))
+            messages.value = html.escape(text or ("stopped" if stopped.is_set() else "done"))
         except Exception:  # whatever it is, the person at the panel must see it: nobody reads a thread's stderr
             messages.value = f"<pre>{html.escape(traceback.format_exc(limit=-2))}</pre>"
-        start.disabled, stop.disabled = False, True
+        finally:
+            start.disabled, stop.disabled = False, True
 
     def begin(_: object) -> None:
         stopped.clear()
-        messages.value = "running"
+        bar.value, messages.value = 0, "running"
         start.disabled, stop.disabled = True, False
         threading.Thread(target=work, daemon=True).start()
 
+    def end(_: object) -> None:
+        messages.value = "stopping: the step that it is at is finished first"
+        stopped.set()
+
     start.on_click(begin)
-    stop.on_click(lambda _: stopped.set())
+    stop.on_click(end)
     for name, control in controls.items():
         _label(control, name)
-    rows = [ipywidgets.HBox(list(controls.values()), layout={"flex_flow": "row wrap"}), ipywidgets.HBox([start, stop])]
-    display(ipywidgets.VBox([*rows, picture, messages]))
+    display(ipywidgets.VBox([_row(controls), ipywidgets.HBox([start, stop, bar]), picture, messages]))
+
+
+def _run_once(run: Callable[..., str | None], controls: dict[str, ipywidgets.Widget]) -> None:
+    figures: list[Figure] = []
+
+    def show(figure: Figure, done: float | None = None) -> bool:
+        plt.close(figure)  # the inline backend would display all that are open at the end of the cell
+        figures.append(figure)
+        return False
+
+    text = run(show=show, **_values(controls))
+    display(figures[-1])
+    if text:
+        print(text)
+
+
+def explore_webcam(
+    answer: Callable[..., tuple[np.ndarray, str]], example: np.ndarray, **controls: ipywidgets.Widget
+) -> None:
+    """Show a panel with the webcam, live: what answer(frame, **values) makes of each frame.
+
+    Frames, `example`, and the picture that answer returns with a line of text, are (H,W,3) uint8, RGB. A headless run
+    answers the example once, with errors let through.
+    """
+    if is_headless():
+        picture, text = answer(example, **_values(controls))
+        print(text)
+        display(Image(_jpeg(picture), format="jpeg"))
+        return
+    for name, control in controls.items():
+        _label(control, name)
+    display(ipywidgets.VBox([_row(controls), Webcam(lambda frame: answer(frame, **_values(controls)))]))
+
+
+class Webcam(anywidget.AnyWidget):
+    """The visitor's camera. The browser sends one frame and waits for its answer before it sends the next."""
+
+    _esm = Path(__file__).parent / "assets" / "webcam.js"
+
+    def __init__(self, answer: Callable[[np.ndarray], tuple[np.ndarray, str]]) -> None:
+        """answer: frame (H,W,3) uint8 RGB -> a picture of any size and a line of text to show."""
+        super().__init__()
+        self._answer = answer
+        self.on_msg(self._reply)
+
+    def _reply(self, _: object, content: dict, buffers: list[memoryview]) -> None:
+        """Answer one frame; content, which says whose and which frame it is, goes back with the answer."""
+        try:
+            frame = cv2.imdecode(np.frombuffer(buffers[0], np.uint8), cv2.IMREAD_COLOR)
+            picture, text = self._answer(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+            pictures = [_jpeg(picture)]
+        except Exception as error:  # whatever it is, the person at the camera must see it, and the next frame may work
+            pictures, text = [], f"{type(error).__name__}: {error}"
+        self.send({**content, "text": text}, pictures)
 
 
 def show_once(figure: Figure) -> None:
@@ -83,17 +156,30 @@ def show_once(figure: Figure) -> None:
     plt.close(figure)
 
 
+def _values(controls: dict[str, ipywidgets.Widget]) -> dict[str, object]:
+    return {name: control.value for name, control in controls.items()}
+
+
+def _row(controls: dict[str, ipywidgets.Widget]) -> ipywidgets.HBox:
+    return ipywidgets.HBox(list(controls.values()), layout={"flex_flow": "row wrap"})
+
+
 def _label(control: ipywidgets.Widget, name: str) -> None:
     """Give a control its name as label, room for both, and redraw only when a slider is let go."""
     control.description = control.description or name.replace("_", " ")
     control.layout.width = control.layout.width or "22rem"
-    control.style = {"description_width": "initial"}
+    if control.style.has_trait("description_width"):  # a button has not
+        control.style.description_width = "initial"
     if hasattr(control, "continuous_update"):
         control.continuous_update = False
 
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", dpi="figure")  # the resolution of files would take twice as long
     plt.close(figure)
     return buffer.getvalue()
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()

@@ -147,6 +147,8 @@ def test_only_the_generator_decides():
         {"mixup": -0.2},
         {"cutmix": 1000},
         {"erase_area": (0.3, 0.1)},
+        {"erase_area": 0.1},
+        {"erase_area": (0.1, 0.2, 0.3)},
         {"erase_area": (0.0, 0.1)},
         {"erase_area": (0.1, 1.1)},
     ],

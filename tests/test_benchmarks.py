@@ -13,8 +13,9 @@ from helpers import tiny_faces
 
 from fer_utils.augment import NO_AUGMENT, to_float
 from fer_utils.data import PROJECT_ROOT
+from fer_utils.pipeline.page import build_report
 from fer_utils.pipeline.publish import Folders, publish
-from fer_utils.report import Report, build_report
+from fer_utils.report import Report
 
 SCRIPT = PROJECT_ROOT / "benchmarks" / "training_speed.py"
 

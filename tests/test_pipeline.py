@@ -96,12 +96,12 @@ class Project:
 
     def run(self, *argv: str) -> int:
         faces = FER2013(*[np.zeros(1)] * 4, form="zip", fingerprint=self.fingerprint, notes=(), standard=True)
-        report = types.ModuleType("fer_utils.report")
+        report = types.ModuleType("fer_utils.pipeline.page")
         report.build_report = lambda folder, facts: (folder / "provenance.json").write_text(json.dumps(facts))
         with ExitStack() as stack:
             stack.enter_context(patch.object(planning, "load_data", lambda path: print(f"loading {path}") or faces))
             stack.enter_context(patch.object(planning, "find_data", self.find_data))
-            stack.enter_context(patch.dict(sys.modules, {"fer_utils.report": report}))
+            stack.enter_context(patch.dict(sys.modules, {"fer_utils.pipeline.page": report}))
             return runner.main(["--device", "cpu", *argv], self.root, self.stages)
 
     def find_data(self, wanted: object) -> Path | None:

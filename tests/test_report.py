@@ -11,7 +11,8 @@ from helpers import tiny_faces
 
 from fer_utils import report as report_module
 from fer_utils.data import PROJECT_ROOT
-from fer_utils.report import README_BEGIN, README_END, Report, build_report, results_table, update_readme
+from fer_utils.pipeline.page import README_BEGIN, README_END, build_report, results_table, update_readme
+from fer_utils.report import Report
 
 ROW = {
     **{"model": "cnn", "split": "test", "n": 3589, "seeds": 1, "accuracy": 0.61234, "accuracy_sd": float("nan")},

@@ -10,7 +10,7 @@ from torch import nn
 
 from fer_utils import train
 from fer_utils.augment import NO_AUGMENT, Augment
-from fer_utils.checkpoints import TrainingError
+from fer_utils.checkpoints import TrainingError, save_weights
 from fer_utils.models import build_model
 from fer_utils.optim import learning_rate
 from fer_utils.predict import predict_logits, predict_outputs
@@ -179,10 +179,17 @@ def test_checkpoint_of_other_settings_is_refused_with_the_difference(finished, o
 
 
 def test_checkpoint_of_other_data_or_another_network_is_refused(finished):
-    with pytest.raises(TrainingError, match="training data"):
-        fit(new_model(), toy_faces(160, 9), VAL, CONFIG, checkpoint=finished)
+    for train_set, val_set in ((toy_faces(160, 9), VAL), (TRAIN, toy_faces(len(VAL[0]), 9))):
+        with pytest.raises(TrainingError, match="data of train and val"):
+            fit(new_model(), train_set, val_set, CONFIG, checkpoint=finished)
     with pytest.raises(TrainingError, match="architecture: Small there, BaselineCNN here"):
         fit(build_model("baseline_cnn"), TRAIN, VAL, CONFIG, checkpoint=finished)
+
+
+def test_weights_in_place_of_a_checkpoint_are_refused(tmp_path):
+    save_weights(new_model(), tmp_path / "run.pt")
+    with pytest.raises(TrainingError, match="belongs to another run"):
+        fit(new_model(), TRAIN, VAL, CONFIG, checkpoint=tmp_path / "run.pt")
 
 
 def test_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_checkpoint(tmp_path, monkeypatch):

@@ -2,8 +2,10 @@
 
 import time
 
+import cv2
 import ipywidgets
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from fer_utils import widgets
@@ -46,6 +48,29 @@ def test_live_panel_redraws_when_a_control_moves(shown, monkeypatch):
     control.value = 5
     assert slopes == [3, 5]
     assert control.description == "slope" and control.continuous_update is False
+    assert control.style.description_width == "initial"
+
+
+def test_controls_of_every_kind_get_a_label(shown, monkeypatch, recwarn):
+    monkeypatch.delenv(widgets.HEADLESS, raising=False)
+    controls = {"several_files": ipywidgets.FileUpload(description=""), "on": ipywidgets.Checkbox(description="switch")}
+    widgets.explore(lambda several_files, on: draw_line(1), **controls)
+    assert [control.description for control in controls.values()] == ["several files", "switch"]
+    assert not [warning for warning in recwarn if "unrecognized" in str(warning.message)]
+
+
+def test_live_panel_redraws_fast(shown, monkeypatch):
+    monkeypatch.delenv(widgets.HEADLESS, raising=False)
+    control = ipywidgets.IntSlider(3)
+    widgets.explore(draw_line, slope=control)
+    times = []
+    for value in range(4, 9):
+        start = time.thread_time()  # what it costs, whatever else the machine is doing
+        control.value = value
+        times.append(time.thread_time() - start)
+    assert min(times) < 0.2, "seconds"
+    assert len(shown) == 7  # the panel, its first picture, and one for each move
+    assert plt.get_fignums() == []
 
 
 def wait_until(condition, seconds=10):
@@ -58,7 +83,8 @@ def wait_until(condition, seconds=10):
 def panel_parts(shown):
     box = shown[0]
     _, buttons, picture, messages = box.children
-    return *buttons.children, picture, messages
+    start, stop, _ = buttons.children
+    return start, stop, picture, messages
 
 
 def test_long_work_shows_its_figure_and_stops_on_request(shown, monkeypatch):
@@ -71,13 +97,13 @@ def test_long_work_shows_its_figure_and_stops_on_request(shown, monkeypatch):
             time.sleep(0.01)
 
     widgets.explore_run(work, slope=ipywidgets.IntSlider(3))
-    start, stop, picture, _ = panel_parts(shown)
+    start, stop, picture, messages = panel_parts(shown)
     start.click()
     wait_until(lambda: len(steps) > 2)
     assert start.disabled and bytes(picture.value).startswith(b"\x89PNG")
     stop.click()
     wait_until(lambda: not start.disabled)
-    assert stop.disabled
+    assert stop.disabled and messages.value == "stopped"
 
 
 def test_long_work_shows_its_errors(shown, monkeypatch):
@@ -87,3 +113,102 @@ def test_long_work_shows_its_errors(shown, monkeypatch):
     start.click()
     wait_until(lambda: "ZeroDivisionError" in messages.value)
     assert not start.disabled
+
+
+def test_progress_bar_shows_the_share_that_is_done(shown, monkeypatch):
+    monkeypatch.delenv(widgets.HEADLESS, raising=False)
+    shares, seen = iter([None, 0.25, 1.0]), []
+
+    def work(show):
+        for share in shares:
+            show(draw_line(1), *filter(None, [share]))
+            seen.append((bar.layout.visibility, bar.value))
+
+    widgets.explore_run(work)
+    start, _, bar = shown[0].children[1].children
+    start.click()
+    wait_until(lambda: len(seen) == 3 and not start.disabled)
+    assert seen == [("hidden", 0), ("visible", 0.25), ("visible", 1)]
+
+
+def test_long_work_has_the_last_word(shown, monkeypatch):
+    monkeypatch.delenv(widgets.HEADLESS, raising=False)
+    widgets.explore_run(lambda show: "45 frames <and> 1 table")
+    start, _, _, messages = panel_parts(shown)
+    start.click()
+    wait_until(lambda: not start.disabled)
+    assert messages.value == "45 frames &lt;and&gt; 1 table"
+
+
+def test_headless_long_work_shows_its_last_figure_and_word(shown, monkeypatch, capsys):
+    monkeypatch.setenv(widgets.HEADLESS, "1")
+    figures = [draw_line(1), draw_line(2)]
+    widgets.explore_run(lambda show: [show(figure, 0.5) for figure in figures] and "two lines")
+    assert shown == figures[1:] and capsys.readouterr().out == "two lines\n"
+    assert plt.get_fignums() == [], "the inline backend would display what is still open"
+
+
+# --- Webcam -----------------------------------------------------------------------------------------------------------
+
+FRAME = np.full((48, 64, 3), (200, 100, 0), np.uint8)
+CONTENT = {"view": "a", "number": 7}
+
+
+@pytest.fixture
+def webcam(monkeypatch):
+    """A function that makes a webcam, lets it answer one frame, and returns what it sends back."""
+
+    def exchange(answer, jpeg=None):
+        camera, sent = widgets.Webcam(answer), []
+        monkeypatch.setattr(camera, "send", lambda content, buffers=None: sent.append((content, buffers)))
+        camera._handle_custom_msg(CONTENT, [memoryview(widgets._jpeg(FRAME) if jpeg is None else jpeg)])
+        assert len(sent) == 1, "one answer for each frame: the browser waits for it"
+        return sent[0]
+
+    return exchange
+
+
+def test_webcam_answers_a_frame_with_a_picture_and_a_text(webcam):
+    content, (jpeg,) = webcam(lambda frame: (frame[:, ::-1] // 2, f"{frame.shape}"))
+    assert content == {**CONTENT, "text": "(48, 64, 3)"}
+    answer = cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    assert np.abs(answer.astype(int) - [100, 50, 0]).max() < 6  # the colours are in the order in which they came
+
+
+@pytest.mark.parametrize("jpeg", [b"", b"no jpeg"])
+def test_webcam_survives_frames_that_cannot_be_read(webcam, jpeg):
+    content, pictures = webcam(lambda frame: (frame, "fine"), jpeg)
+    assert content["number"] == 7 and "error" in content["text"] and pictures == []
+
+
+def test_webcam_says_what_went_wrong_and_shows_no_old_picture(webcam):
+    content, pictures = webcam(lambda frame: 1 / 0)
+    assert content["text"] == "ZeroDivisionError: division by zero" and pictures == []
+
+
+def test_headless_run_answers_the_example_once(shown, monkeypatch, capsys):
+    monkeypatch.setenv(widgets.HEADLESS, "1")
+    calls = []
+    widgets.explore_webcam(
+        lambda frame, gain: calls.append(gain) or (frame, "one face"), FRAME, gain=ipywidgets.IntSlider(2)
+    )
+    assert calls == [2] and len(shown) == 1 and capsys.readouterr().out == "one face\n"
+    with pytest.raises(ZeroDivisionError):
+        widgets.explore_webcam(lambda frame: 1 / 0, FRAME)
+
+
+def test_live_webcam_takes_the_values_of_its_controls(shown, monkeypatch):
+    monkeypatch.delenv(widgets.HEADLESS, raising=False)
+    control = ipywidgets.IntSlider(2)
+    widgets.explore_webcam(lambda frame, gain: (frame * 0 + gain, str(gain)), FRAME, gain=control)
+    controls, camera = shown[0].children
+    assert controls.children == (control,) and isinstance(camera, widgets.Webcam)
+    control.value = 5
+    assert camera._answer(FRAME)[1] == "5"
+
+
+def test_a_page_is_told_from_a_notebook(monkeypatch):
+    monkeypatch.delenv("SERVER_SOFTWARE", raising=False)
+    assert not widgets.is_page()
+    monkeypatch.setenv("SERVER_SOFTWARE", "voila/0.5.13")
+    assert widgets.is_page()

@@ -7,5 +7,6 @@ planning.py     settles data, profile, device and parameters, and why each stage
 execution.py    runs one notebook with papermill and checks that it really ran; engine.py is its papermill engine
 publish.py      brings what a notebook made to where it belongs
 provenance.py   commit, data, versions and times, for the report
+page.py         summary, claims, report.html and README's results, from what all notebooks published
 runner.py       the command line, which puts all of this together
 """

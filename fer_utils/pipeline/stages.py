@@ -130,7 +130,9 @@ STAGES = (
             },
             "cpu": {
                 "versions": ["none", "crp", "crp_light", "crp_cutout", "mixup_cutmix"],
+                "trial_lr": 0.001,
                 "epochs": 7,
+                "max_lr": 0.001,
                 "seeds": [0],
             },
             "full": {"epochs": 20, "batch_size": 512},

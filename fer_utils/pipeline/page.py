@@ -1,0 +1,91 @@
+"""What is made from the results of all notebooks together: summary.csv, claims.csv, report.html and README's table."""
+
+import base64
+import json
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader
+
+from fer_utils.data import PROJECT_ROOT, atomic_write
+from fer_utils.report import CLAIM_COLUMNS, SUMMARY_COLUMNS, format_cell, write_csv
+
+README_BEGIN, README_END = "<!-- results: generated from reports/summary.csv -->", "<!-- end of results -->"
+
+
+def build_report(reports: Path, provenance: dict) -> None:
+    """Make summary.csv, tables/claims.csv, provenance.json and report.html from what the notebooks published.
+
+    reports: the folder that holds tables/, figures/ and manifests/. For the project's own reports the results table in
+    README.md is renewed as well.
+    """
+    manifests = [json.loads(path.read_text()) for path in sorted((reports / "manifests").glob("*.json"))]
+    summary = pd.DataFrame([row for m in manifests for row in m["summary"]], columns=SUMMARY_COLUMNS)
+    claims = pd.DataFrame([row for m in manifests for row in m["claims"]], columns=CLAIM_COLUMNS)
+    (reports / "tables").mkdir(parents=True, exist_ok=True)
+    write_csv(summary, reports / "summary.csv")
+    write_csv(claims, reports / "tables" / "claims.csv")
+    atomic_write(reports / "provenance.json", (json.dumps(provenance, indent=1, sort_keys=True) + "\n").encode())
+    atomic_write(reports / "report.html", render_page(reports, manifests, summary, claims, provenance).encode())
+    if reports == PROJECT_ROOT / "reports":
+        update_readme(PROJECT_ROOT / "README.md", summary)
+
+
+def render_page(
+    reports: Path, manifests: list[dict], summary: pd.DataFrame, claims: pd.DataFrame, provenance: dict
+) -> str:
+    """One self-contained HTML page: claims, summary, every figure and table with its caption, provenance."""
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parents[1] / "assets"), autoescape=True)
+    sections = [
+        m
+        | {"title": m["notebook"].replace("_", " "), "artifacts": [_page_artifact(reports, a) for a in m["artifacts"]]}
+        for m in manifests
+    ]
+    return environment.get_template("report.html.j2").render(
+        sections=sections,
+        claims=_to_html(claims, 4),
+        summary=_to_html(summary, 4),
+        provenance=json.dumps(provenance, indent=2, sort_keys=True),
+    )
+
+
+def results_table(summary: pd.DataFrame) -> str:
+    """The README's results: one Markdown row per model and split, accuracies in percent."""
+    percent = "{:.1%}".format
+    rows = [
+        {
+            "notebook": row.notebook,
+            "model": row.model,
+            "split (n)": f"{row.split} ({row.n:,})",
+            "accuracy": percent(row.accuracy),
+            "95 % interval": f"{percent(row.ci_low)} - {percent(row.ci_high)}",
+            "macro-F1": f"{row.macro_f1:.3f}",
+            "without copies": percent(row.accuracy_no_duplicates),
+            "seeds": row.seeds,
+            "GMACs": f"{row.gmacs:.3f}",
+            "profile, device": f"{row.profile}, {row.device}",
+        }
+        for row in summary.itertuples()
+    ]
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
+def update_readme(readme: Path, summary: pd.DataFrame) -> None:
+    """Put the results table between its two markers in README.md; nothing else changes."""
+    text = readme.read_text(encoding="utf8")
+    before, rest = text.split(README_BEGIN)
+    after = rest.split(README_END)[1]
+    atomic_write(readme, f"{before}{README_BEGIN}\n{results_table(summary)}\n{README_END}{after}".encode())
+
+
+def _page_artifact(reports: Path, artifact: dict) -> dict:
+    """An artifact with what the page shows of it: the PNG as a data URI, or the table as HTML."""
+    if artifact["kind"] == "figure":
+        png = (reports / "figures" / f"{artifact['name']}.png").read_bytes()
+        return artifact | {"src": "data:image/png;base64," + base64.b64encode(png).decode()}
+    table = pd.read_csv(reports / "tables" / f"{artifact['name']}.csv", keep_default_na=False, na_values=[""])
+    return artifact | {"html": _to_html(table, artifact["digits"])}
+
+
+def _to_html(table: pd.DataFrame, digits: int) -> str:
+    return table.map(lambda value: format_cell(value, digits)).to_html(index=False, border=0, justify="left")
