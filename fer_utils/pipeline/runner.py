@@ -281,7 +281,7 @@ def make_report(folders: Folders, provenance: Mapping, screen: Screen) -> None:
     stages = published_facts(folders)
     if not stages:
         return
-    from fer_utils.pipeline.page import build_report  # imports pandas and matplotlib: too slow for a run with nothing to do
+    from fer_utils.pipeline.page import build_report  # imports pandas: too slow for a run with nothing to do
 
     build_report(folders.reports, {**provenance, "stages": earlier_stages(folders.reports) | stages})
     made = [path for name in REPORT_FILES if (path := folders.reports / name).is_file()]
