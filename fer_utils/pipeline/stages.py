@@ -87,7 +87,7 @@ STAGES = (
             "checkpoints/best_resnet18.pt",
             "checkpoints/attention_resnet18.pt",
         ),
-        minutes={"sample": 3, "cpu": 110, "full": 30},
+        minutes={"sample": 3, "cpu": 140, "full": 30},
         needs=("03_landmark_model",),
         params={
             "sample": {
