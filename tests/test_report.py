@@ -11,8 +11,8 @@ from helpers import tiny_faces
 
 from fer_utils import report as report_module
 from fer_utils.data import PROJECT_ROOT
-from fer_utils.pipeline.page import README_BEGIN, README_END, build_report, results_table, update_readme
-from fer_utils.report import Report
+from fer_utils.pipeline.page import README_BEGIN, README_END, build_report, results_table, to_html, update_readme
+from fer_utils.report import Report, to_markdown
 
 ROW = {
     **{"model": "cnn", "split": "test", "n": 3589, "seeds": 1, "accuracy": 0.61234, "accuracy_sd": float("nan")},
@@ -119,8 +119,8 @@ def test_published_report_is_consistent():
     tables = PROJECT_ROOT / "reports" / "tables"
     counts = pd.read_csv(tables / "01_class_counts.csv").groupby("split").n.sum()
     assert counts.to_dict() == {"train": 28709, "val": 3589, "test": 3589}
-    for path in tables.glob("*_recall.csv"):
-        recall = pd.read_csv(path).set_index("emotion")
+    for notebook in ("04", "05"):
+        recall = pd.read_csv(tables / f"{notebook}_recall.csv").set_index("emotion")
         parts = recall.drop("all")
         assert parts.n.sum() == recall.n["all"] and parts.hits.sum() == recall.hits["all"]
         assert (parts.recall * parts.n).sum() / parts.n.sum() == pytest.approx(recall.recall["all"])
@@ -130,6 +130,36 @@ def test_published_report_is_consistent():
         with np.load(PROJECT_ROOT / "reports" / "predictions" / f"{row.notebook[:2]}_{row.model}.npz") as file:
             hits = file["test"].argmax(2) == test_labels  # zip and folder rows are in class order
         assert hits.mean() == pytest.approx(row.accuracy, abs=6e-4)  # float16 logits may tie
+
+
+def published_artifacts(kind):
+    """Every published table or figure, as its manifest describes it, and its numbers."""
+    for path in sorted((PROJECT_ROOT / "reports" / "manifests").glob("*.json")):
+        for artifact in json.loads(path.read_text())["artifacts"]:
+            if artifact["kind"] == kind:
+                file = PROJECT_ROOT / "reports" / f"{kind}s" / f"{artifact['name']}.csv"
+                yield artifact, pd.read_csv(file, keep_default_na=False, na_values=[""])
+
+
+def test_published_markdown_and_page_hold_the_numbers_of_the_csv_files():
+    page = (PROJECT_ROOT / "reports" / "report.html").read_text()
+    tables = list(published_artifacts("table"))
+    assert len(tables) > 20
+    for artifact, table in tables:
+        markdown = (PROJECT_ROOT / "reports" / "tables" / f"{artifact['name']}.md").read_text()
+        assert markdown == f"{artifact['caption']}\n\n{to_markdown(table, artifact['digits'])}\n"
+        assert to_html(table, artifact["digits"]) in page
+
+
+def test_published_figures_show_the_numbers_of_the_table_of_the_same_name():
+    tables = {artifact["name"]: table for artifact, table in published_artifacts("table")}
+    pairs = [
+        (data, tables[figure["name"]]) for figure, data in published_artifacts("figure") if figure["name"] in tables
+    ]
+    assert len(pairs) >= 3
+    for data, table in pairs:
+        for column in data.columns.intersection(table.columns):
+            assert set(data[column].dropna()) <= set(table[column].dropna()), column
 
 
 def test_shares_named_in_the_readme_are_those_of_the_tables():

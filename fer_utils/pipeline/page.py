@@ -43,8 +43,8 @@ def render_page(
     ]
     return environment.get_template("report.html.j2").render(
         sections=sections,
-        claims=_to_html(claims, 4),
-        summary=_to_html(summary, 4),
+        claims=to_html(claims, 4),
+        summary=to_html(summary, 4),
         provenance=json.dumps(provenance, indent=2, sort_keys=True),
     )
 
@@ -84,8 +84,9 @@ def _page_artifact(reports: Path, artifact: dict) -> dict:
         png = (reports / "figures" / f"{artifact['name']}.png").read_bytes()
         return artifact | {"src": "data:image/png;base64," + base64.b64encode(png).decode()}
     table = pd.read_csv(reports / "tables" / f"{artifact['name']}.csv", keep_default_na=False, na_values=[""])
-    return artifact | {"html": _to_html(table, artifact["digits"])}
+    return artifact | {"html": to_html(table, artifact["digits"])}
 
 
-def _to_html(table: pd.DataFrame, digits: int) -> str:
+def to_html(table: pd.DataFrame, digits: int) -> str:
+    """An HTML table with floats rounded to `digits` and missing values as a dash."""
     return table.map(lambda value: format_cell(value, digits)).to_html(index=False, border=0, justify="left")
