@@ -11,7 +11,15 @@ from helpers import tiny_faces
 
 from fer_utils import report as report_module
 from fer_utils.data import PROJECT_ROOT
-from fer_utils.pipeline.page import README_BEGIN, README_END, build_report, results_table, to_html, update_readme
+from fer_utils.pipeline.page import (
+    README_BEGIN,
+    README_END,
+    anchors_table,
+    build_report,
+    results_table,
+    to_html,
+    update_readme,
+)
 from fer_utils.report import Report, to_markdown
 
 ROW = {
@@ -79,6 +87,21 @@ def test_summary_and_claims_have_their_columns(tmp_path):
     summary = pd.read_csv(tmp_path / "summary.csv")
     assert list(summary.columns) == report_module.SUMMARY_COLUMNS and summary.accuracy.item() == 0.61234
     assert list(pd.read_csv(tmp_path / "tables/claims.csv").columns) == report_module.CLAIM_COLUMNS
+
+
+def test_anchors_say_what_was_selected_where_and_end_with_our_best_on_val():
+    results = pd.DataFrame(
+        [
+            {**ROW, "notebook": notebook, "model": model, "split": split, "accuracy": accuracy}
+            for notebook, model, split, accuracy in [
+                ("04", "good", "val", 0.61), ("04", "good", "test", 0.60), ("05", "lucky", "val", 0.60),
+                ("05", "lucky", "test", 0.66), ("07", "ensemble_greedy", "test", 0.65),
+            ]
+        ]
+    )  # fmt: skip
+    anchors = anchors_table(results)
+    assert set(anchors.selected_on) == {"val", "test", "unclear", "not stated"} and anchors.notna().all(axis=None)
+    assert anchors.claimed.tail(2).tolist() == ["60.00%", "65.00%"] and "lucky" not in anchors.to_string()
 
 
 def test_rows_with_missing_or_misspelt_columns_are_refused(tmp_path):
