@@ -55,8 +55,8 @@ def load_classifier(path: Path) -> nn.Module:
     kinds = {name.split(".")[1] for name in found if name.startswith("attention.")}  # {"gates"}, {"shift"}, or empty
     builders = {
         "BaselineCNN": BaselineCNN,
-        "ResNet18": partial(ResNet18, attention=next(iter(kinds), "none"), stem=found["stem"]),
-        "EfficientNetB0": partial(EfficientNetB0, stem=found["stem"]),
+        "ResNet18": partial(ResNet18, attention=next(iter(kinds), "none"), stem=found.get("stem")),
+        "EfficientNetB0": partial(EfficientNetB0, stem=found.get("stem")),
     }
     if found["architecture"] not in builders:
         raise TrainingError(f"{path} holds a {found['architecture']}, not one of {', '.join(builders)}")

@@ -61,7 +61,8 @@ def explore_run(run: Callable[..., str | None], button: str = "Run", **controls:
     start = ipywidgets.Button(description=button, icon="play", button_style="primary")
     stop = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
     bar = ipywidgets.FloatProgress(max=1, description="progress", layout={"visibility": "hidden"})
-    picture, messages = ipywidgets.Image(format="png"), ipywidgets.HTML()
+    picture = ipywidgets.Image(format="png", layout={"align_self": "flex-start"})  # not as wide as the page
+    messages = ipywidgets.HTML()
     stopped = threading.Event()
 
     def show(figure: Figure, done: float | None = None) -> bool:

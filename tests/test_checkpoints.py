@@ -13,6 +13,7 @@ from fer_utils.augment import Augment
 from fer_utils.checkpoints import (
     TrainingError,
     checkpoint_file,
+    load_classifier,
     load_weights,
     read_checkpoint,
     save_weights,
@@ -51,6 +52,24 @@ def test_weights_of_another_architecture_or_class_order_are_refused(tmp_path, mo
     monkeypatch.setattr(checkpoints, "EMOTIONS", tuple(reversed(checkpoints.EMOTIONS)))
     with pytest.raises(TrainingError, match="classes"):
         load_weights(Small(), tmp_path / "small.pt")
+
+
+@pytest.mark.parametrize("name", ["baseline_cnn", "attention_resnet18", "efficientnet_b0"])
+def test_classifier_is_rebuilt_from_its_file_alone(tmp_path, name):
+    path, model = tmp_path / "model.pt", build_model(name).eval()
+    save_weights(model, path)
+    if name == "baseline_cnn":  # files of earlier versions say nothing of a stem
+        state = torch.load(path)
+        del state["signature"]["stem"]
+        torch.save(state, path)
+    faces = torch.randn(2, 1, 48, 48)
+    assert torch.equal(load_classifier(path)(faces), model(faces))
+
+
+def test_file_of_something_else_is_no_classifier(tmp_path):
+    save_weights(Small(), tmp_path / "small.pt")
+    with pytest.raises(TrainingError, match="holds a Small, not one of BaselineCNN"):
+        load_classifier(tmp_path / "small.pt")
 
 
 def test_missing_weights_name_the_file(tmp_path):

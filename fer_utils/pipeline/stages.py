@@ -145,4 +145,21 @@ STAGES = (
         needs=("04_baseline_cnn", "05_attention_resnet", "06_efficientnet_ablation"),
         params={"sample": {"repeats": 3}},
     ),
+    Stage(
+        name="08_gradcam",
+        gives=("tables/08_region_share.csv", "tables/08_claim.csv", "tables/08_faithfulness.csv"),
+        minutes={"sample": 1, "cpu": 4, "full": 3},
+        needs=("02_landmark_labelling", "04_baseline_cnn", "05_attention_resnet", "06_efficientnet_ablation"),
+        params={"sample": {"some_faces": 40}, "full": {"some_faces": 1000}},
+    ),
+    Stage(
+        name="09_live_demo",
+        gives=("tables/09_latency.csv", "tables/09_batching.csv", "tables/09_crops.csv", "tables/09_recrop.csv"),
+        minutes={"sample": 1, "cpu": 3, "full": 2},
+        needs=("04_baseline_cnn", "05_attention_resnet", "06_efficientnet_ablation"),
+        params={
+            "sample": {"crop_images": 70, "repeats": 10},
+            "full": {"crop_images": 0},
+        },
+    ),
 )

@@ -1,0 +1,298 @@
+"""Where a network looks: class activation maps of whole batches, the regions of a face, and whether a map is true.
+
+A map is (N,h,w) as its layer has it, or (N,48,48) once enlarged. It is never below zero. Within one map large means
+important; how strong two maps are can be compared only if they come from the same network and layer.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import rankdata
+from torch import nn
+from torchvision.transforms.functional import gaussian_blur
+
+from fer_utils.augment import to_float
+from fer_utils.models import BaselineCNN, EfficientNetB0, ResNet18
+
+SIZE = 48  # pixels of a face
+
+# How activations and gradients of a layer, both (N,C,h,w), become maps (N,h,w).
+Method = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+# Where each network has feature maps worth looking at, from its input to its output: the name used here and torch's.
+LAYERS = {
+    BaselineCNN: {"block1": "features.1", "block2": "features.4", "block3": "features.7"},  # before their pooling
+    ResNet18: {f"layer{i}": f"backbone.layer{i}" for i in range(1, 5)},
+    EfficientNetB0: {f"stage{i}": f"backbone.{i}" for i in range(1, 9)},
+}
+
+REGIONS = ("eyes", "nose", "mouth", "rest of face", "background")
+
+# Each region but the last is an ellipse: how far its centre lies from the middle of the eyes (0) towards that of the
+# lip corners (1), then, in eye distances: how far further down, and half its width and height. The eyes are two.
+ELLIPSES = {
+    "eyes": (0, -0.1, 0.42, 0.38),  # with the brows
+    "mouth": (1, 0.1, 0.6, 0.4),
+    "nose": (0.5, 0, 0.32, 0.4),
+    "rest of face": (0.4, 0, 1.15, 1.5),
+}
+
+
+# --- Maps -------------------------------------------------------------------------------------------------------------
+
+
+def find_layer(model: nn.Module, name: str) -> nn.Module:
+    """The part of a network whose output a map is made from; ValueError lists the names there are."""
+    names = LAYERS.get(type(model), {})
+    if name not in names:
+        known = f"choose one of {', '.join(names)}" if names else "cam.LAYERS knows none of its layers"
+        raise ValueError(f"there is no layer {name!r} in {type(model).__name__}; {known}")
+    return model.get_submodule(names[name])
+
+
+def activations_and_gradients(
+    model: nn.Module, images: torch.Tensor, layers: Sequence[str], targets: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """What layers answer to images, and how the logits of the targets change with it: one forward, one backward pass.
+
+    images: (N,1,48,48) float; targets: (N,) classes; the model is in evaluation mode. Returns logits (N,7), and for
+    each layer activations and gradients, both (N,C,h,w). Leaves neither hooks nor gradients in the model.
+    """
+    modules = {name: find_layer(model, name) for name in layers}
+    kept = {}
+    handles = [module.register_forward_hook(partial(_keep, kept, name)) for name, module in modules.items()]
+    try:
+        logits = model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    # In evaluation mode images do not influence each other: the gradient of the sum holds each image's own.
+    score = logits.gather(1, targets[:, None]).sum()
+    gradients = torch.autograd.grad(score, [kept[name] for name in layers])
+    return logits.detach(), {name: (kept[name].detach(), g) for name, g in zip(layers, gradients, strict=True)}
+
+
+def _keep(kept: dict[str, torch.Tensor], name: str, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+    kept[name] = output
+
+
+def grad_cam(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    """Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): (N,C,h,w) twice -> maps (N,h,w).
+
+    Every channel weighs as much as its gradient is on average over all positions; what speaks against the class, and
+    so is negative in the sum, is cut off.
+    """
+    weights = gradients.mean((2, 3), keepdim=True)
+    return (weights * activations).sum(1).relu()
+
+
+def layer_cam(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    """Layer-CAM (Jiang et al. 2021, doi:10.1109/TIP.2021.3089943): (N,C,h,w) twice -> maps (N,h,w).
+
+    Every place of every channel weighs as much as its own gradient, if that is positive.
+    """
+    return (gradients.relu() * activations).sum(1).relu()
+
+
+METHODS = {"Grad-CAM": grad_cam, "Layer-CAM": layer_cam}
+
+
+def from_package(kind: type, model: nn.Module) -> Method:
+    """A class of the grad-cam package, such as EigenCAM, as a function like grad_cam: it makes the map and no more.
+
+    Called directly, the package would also stretch every map to 0..1, and then no two maps can be compared.
+    """
+    package = kind(model, target_layers=[])
+
+    def method(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+        arrays = (values.cpu().numpy() for values in (activations, gradients))
+        return torch.from_numpy(package.get_cam_image(None, None, None, *arrays, False)).relu()
+
+    return method
+
+
+def heat_maps(
+    model: nn.Module,
+    images: np.ndarray,
+    layers: Sequence[str],
+    targets: np.ndarray,
+    methods: Mapping[str, Method] = METHODS,
+    device: torch.device | str = "cpu",
+    batch_size: int = 128,
+) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray]]:
+    """Logits (N,7) and maps (N,h,w) of images (N,48,48) uint8, float32; a map's key is its method and its layer.
+
+    targets: (N,), the class whose logit each map explains. methods: name -> what makes a map of activations and
+    gradients, as grad_cam does. ValueError for a layer that does not exist.
+    """
+    training = model.training
+    model.eval()
+    logits, maps = [], {(method, layer): [] for method in methods for layer in layers}
+    for start in range(0, len(images), batch_size):
+        chunk = slice(start, start + batch_size)
+        shown = to_float(torch.as_tensor(images[chunk]).to(device)).contiguous(memory_format=torch.channels_last)
+        answers, found = activations_and_gradients(model, shown, layers, torch.as_tensor(targets[chunk]).to(device))
+        logits.append(answers.cpu().numpy())
+        for (method, layer), parts in maps.items():
+            parts.append(methods[method](*found[layer]).cpu().numpy())
+    model.train(training)
+    return np.concatenate(logits), {key: np.concatenate(parts) for key, parts in maps.items()}
+
+
+def enlarge(maps: np.ndarray) -> np.ndarray:
+    """Maps (N,h,w) -> (N,48,48), linear in between. It looks finer than it is: no detail is added."""
+    return F.interpolate(torch.as_tensor(maps)[:, None], (SIZE, SIZE), mode="bilinear", align_corners=False)[
+        :, 0
+    ].numpy()
+
+
+def density(maps: np.ndarray) -> np.ndarray:
+    """Maps (N,H,W) divided by their mean: 1 is what every pixel would have if the energy were spread evenly.
+
+    nan for a map that is zero everywhere.
+    """
+    means = maps.mean((1, 2), keepdims=True)
+    return maps / np.where(means > 0, means, np.nan)
+
+
+def scale_of(panels: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Ends of one scale of colours for several maps: 0, and the whole number that 99 % of their pixels are below."""
+    pixels = np.concatenate([np.ravel(panel) for panel in panels])
+    return 0.0, float(np.ceil(np.nanquantile(pixels, 0.99)))
+
+
+# --- Regions ----------------------------------------------------------------------------------------------------------
+
+
+def region_masks(points: np.ndarray) -> np.ndarray:
+    """The regions of faces from their landmarks (N,4,2): (N,5,48,48) bool, in the order of REGIONS.
+
+    The ellipses of ELLIPSES, tilted like the line through the eyes. Each pixel belongs to one region: where ellipses
+    overlap, to the one named first there, and to the background if it is in none.
+    """
+    points = SIZE * points.astype(np.float32) - 0.5  # in pixels; 0 is the middle of the first one
+    left, right, middle = points[:, 0], points[:, 1], points[:, :2].mean(1)
+    to_mouth = points[:, 2:].mean(1) - middle
+    line = right - left
+    distance = np.maximum(np.linalg.norm(line, axis=1, keepdims=True), 1)  # (N,1)
+    along = np.where(np.abs(line).max(1, keepdims=True) >= 1, line / distance, np.float32([1, 0]))
+    down = along[:, ::-1] * np.array([-1, 1], np.float32)
+    masks = np.zeros((len(points), len(REGIONS), SIZE, SIZE), bool)
+    free = np.ones((len(points), SIZE, SIZE), bool)
+    for name, (towards_mouth, further, width, height) in ELLIPSES.items():
+        inside = np.zeros_like(free)
+        for start in (left, right) if name == "eyes" else (middle,):
+            centre = start + towards_mouth * to_mouth + further * distance * down
+            inside |= _ellipse(centre, along * width * distance, down * height * distance)
+        masks[:, REGIONS.index(name)] = inside & free
+        free &= ~inside
+    masks[:, REGIONS.index("background")] = free
+    return masks
+
+
+def _ellipse(centre: np.ndarray, half_width: np.ndarray, half_height: np.ndarray) -> np.ndarray:
+    """Pixels (N,48,48) inside ellipses; all arguments (N,2) vectors in pixels, the last two the half axes."""
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    x, y = x - centre[:, 0, None, None], y - centre[:, 1, None, None]
+    squared = np.zeros((len(centre), SIZE, SIZE), np.float32)
+    for axis in (half_width, half_height):
+        length = (axis**2).sum(1)
+        squared += ((x * axis[:, 0, None, None] + y * axis[:, 1, None, None]) / length[:, None, None]) ** 2
+    return squared <= 1
+
+
+def region_share(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """The share of each map's energy, its sum over all pixels, that lies in each region; nan for a map of zeros.
+
+    maps: (N,48,48), not negative. masks: (N,R,48,48) bool. Returns (N,R). What even maps would have, the share of the
+    area, is masks.mean((2, 3)).
+    """
+    energy = np.einsum("nhw,nrhw->nr", maps, masks, dtype=np.float64)
+    total = maps.sum((1, 2), dtype=np.float64)
+    return energy / np.where(total > 0, total, np.nan)[:, None]
+
+
+def align(points: np.ndarray, template: np.ndarray) -> np.ndarray:
+    """Matrices (N,2,3) with which augment.warp moves faces so that their landmarks come to lie on a template's.
+
+    points: (N,4,2), template: (4,2), in [0,1]. Only turned, scaled and shifted, so that the four points fit best in
+    the sense of least squares (Umeyama 1991).
+    """
+    there, here = (2 * p[..., 0] - 1 + 1j * (2 * p[..., 1] - 1) for p in (points, template))  # as complex numbers
+    centred = here - here.mean()
+    turn = (there * centred.conj()).sum(1) / (abs(centred) ** 2).sum()
+    shift = there.mean(1) - turn * here.mean()
+    rows = [[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]]
+    return np.array(rows, np.float32).transpose(2, 0, 1)
+
+
+# --- Is a map true? ---------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def fade_curves(
+    model: nn.Module,
+    images: np.ndarray,
+    maps: np.ndarray,
+    targets: np.ndarray,
+    steps: int = 10,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Probabilities of the targets while faces are blurred, what a map calls important first: two curves (N,steps+1).
+
+    After Petsiuk et al. 2018 (arXiv:1806.07421). "deletion": from the face to its blurred copy, and a map that is true
+    makes the probability fall fast. "insertion": from the blurred copy to the face, and it should rise fast.
+
+    images: (N,48,48) uint8; maps: (N,48,48), of which only the order within each counts; equal pixels go in random
+    order. The model is in evaluation mode.
+    """
+    sharp = to_float(torch.as_tensor(images).to(device))
+    blurred = gaussian_blur(sharp, kernel_size=[37, 37], sigma=[6.0, 6.0])
+    place = torch.from_numpy(pixel_order(maps, seed)).to(device).view_as(sharp)
+    columns = torch.as_tensor(targets).to(device)[:, None]
+
+    def probability(faces: torch.Tensor) -> torch.Tensor:
+        return torch.cat([model(part) for part in faces.split(256)]).softmax(1).gather(1, columns)
+
+    brightest = [place < step * SIZE**2 / steps for step in range(1, steps)]
+    deleted = [probability(torch.where(first, blurred, sharp)) for first in brightest]
+    inserted = [probability(torch.where(first, sharp, blurred)) for first in brightest]
+    face, blur = probability(sharp), probability(blurred)
+    curves = {"deletion": [face, *deleted, blur], "insertion": [blur, *inserted, face]}
+    return {way: torch.cat(curve, 1).cpu().numpy() for way, curve in curves.items()}
+
+
+def area_under(curve: np.ndarray) -> np.ndarray:
+    """The area (N,) under curves (N,steps+1) over an axis from 0 to 1, by the trapezoid rule."""
+    return (curve[:, 1:] + curve[:, :-1]).mean(1) / 2
+
+
+def fade_score(curves: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Insertion minus deletion (N,), from -1 to 1: the areas under the curves of fade_curves. Large for a true map."""
+    return area_under(curves["insertion"]) - area_under(curves["deletion"])
+
+
+def centre_blob(width: float = 0.25) -> np.ndarray:
+    """A map (48,48) that knows nothing: a Gaussian hill in the middle, `width` its standard deviation in widths."""
+    y, x = (np.mgrid[:SIZE, :SIZE] + 0.5) / SIZE - 0.5
+    return np.exp(-(x**2 + y**2) / (2 * width**2)).astype(np.float32)
+
+
+def pixel_order(maps: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The place (N,H*W) of every pixel, 0 for the largest of its map (N,H,W); equal ones in random order."""
+    flat = maps.reshape(len(maps), -1)
+    chance = np.random.default_rng(seed).random(flat.shape)
+    order = np.lexsort((chance, -flat))
+    return order.argsort(1)
+
+
+def rank_correlation(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Spearman's correlation (N,) of the pixels of each map (N,H,W) with those of another; nan for a constant map."""
+    a, b = (rankdata(m.reshape(len(m), -1), axis=1) for m in (maps, others))
+    a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in (a, b))
+    lengths = np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    return (a * b).sum(1) / np.where(lengths > 0, lengths, np.nan)
