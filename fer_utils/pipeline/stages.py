@@ -118,7 +118,7 @@ STAGES = (
             "predictions/06_efficientnet_crp_cutout.npz",
             "predictions/06_efficientnet_mixup_cutmix.npz",
         ),
-        minutes={"sample": 2, "cpu": 85, "full": 8},
+        minutes={"sample": 2, "cpu": 65, "full": 8},
         params={
             "sample": {
                 "versions": ["none", "crp", "crp_light", "crp_cutout", "mixup_cutmix"],
@@ -148,7 +148,7 @@ STAGES = (
     Stage(
         name="08_gradcam",
         gives=("tables/08_region_share.csv", "tables/08_claim.csv", "tables/08_faithfulness.csv"),
-        minutes={"sample": 1, "cpu": 4, "full": 3},
+        minutes={"sample": 1, "cpu": 2, "full": 3},
         needs=("02_landmark_labelling", "04_baseline_cnn", "05_attention_resnet", "06_efficientnet_ablation"),
         params={"sample": {"some_faces": 40}, "full": {"some_faces": 1000}},
     ),
