@@ -164,13 +164,18 @@ def published_artifacts(kind):
                 yield artifact, pd.read_csv(file, keep_default_na=False, na_values=[""])
 
 
+def cells(markdown):
+    """A Markdown table without its spaces, and with a dash in empty cells: CSV files cannot tell these from missing."""
+    return re.sub(r"\|(?=\|)", "|-", re.sub(r"[ \t]+|(?<=-)-+", "", markdown))
+
+
 def test_published_markdown_and_page_hold_the_numbers_of_the_csv_files():
     page = (PROJECT_ROOT / "reports" / "report.html").read_text()
     tables = list(published_artifacts("table"))
     assert len(tables) > 20
     for artifact, table in tables:
         markdown = (PROJECT_ROOT / "reports" / "tables" / f"{artifact['name']}.md").read_text()
-        assert markdown == f"{artifact['caption']}\n\n{to_markdown(table, artifact['digits'])}\n"
+        assert cells(markdown) == cells(f"{artifact['caption']}\n\n{to_markdown(table, artifact['digits'])}\n")
         assert to_html(table, artifact["digits"]) in page
 
 
