@@ -101,6 +101,7 @@ def test_anchors_say_what_was_selected_where_and_end_with_our_best_on_val():
     )  # fmt: skip
     anchors = anchors_table(results)
     assert set(anchors.selected_on) == {"val", "test", "unclear", "not stated"} and anchors.notna().all(axis=None)
+    assert len(anchors_table(results[:0].astype(object))) == len(anchors) - 2  # no notebook has added a row yet
     assert anchors.claimed.tail(2).tolist() == ["60.00%", "65.00%"] and "lucky" not in anchors.to_string()
 
 
