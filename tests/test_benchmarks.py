@@ -65,7 +65,7 @@ def test_published_tables_reach_the_report_and_outlive_other_publications(benchm
     benchmark.publish_tables(tables, tiny_faces(), "full", "GPU", tmp_path)
     build_report(tmp_path, {})
     left = sorted(path.name for path in (tmp_path / "tables").glob("*.csv"))
-    assert left == ["04_results.csv", "benchmark_engine.csv", "benchmark_settings.csv", "claims.csv"]
+    assert left == ["04_results.csv", "anchors.csv", "benchmark_engine.csv", "benchmark_settings.csv", "claims.csv"]
     assert "benchmark_seeds" not in (tmp_path / "report.html").read_text()
 
 
