@@ -1,5 +1,6 @@
 """The runner, on tiny notebooks in a folder of their own: plan, run, publish, and everything that can go wrong."""
 
+import base64
 import errno
 import io
 import json
@@ -20,6 +21,7 @@ from unittest.mock import patch
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from fer_utils.data import FER2013, DataError
 from fer_utils.pipeline import execution, freshness, planning, publish, runner
@@ -271,6 +273,23 @@ def test_provenance_has_every_stage(first_run: tuple[Path, str]) -> None:
         "notes": [],
     }
     assert facts["versions"]["numpy"] == np.__version__
+
+
+def test_large_pictures_of_an_executed_notebook_are_made_smaller(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3)).astype(np.uint8)
+    pictures = []
+    for side in (20, 200):
+        png = io.BytesIO()
+        Image.fromarray(noise[:side, :side]).save(png, "PNG")
+        pictures.append(base64.b64encode(png.getvalue()).decode())
+    outputs = [{"output_type": "display_data", "metadata": {}, "data": {"image/png": picture}} for picture in pictures]
+    path = tmp_path / "executed.ipynb"
+    path.write_text(json.dumps({"cells": [{"metadata": {}, "outputs": outputs}], "metadata": {}}))
+    execution.clean_notebook(path, {})
+    small, large = (output["data"] for output in json.loads(path.read_text())["cells"][0]["outputs"])
+    assert small == {"image/png": pictures[0]} and len(large["image/jpeg"]) < len(pictures[1]) and len(large) == 1
+    with Image.open(io.BytesIO(base64.b64decode(large["image/jpeg"]))) as image:
+        assert image.size == (200, 200)
 
 
 def test_commit_is_dirty_by_code_not_by_reports(tmp_path: Path) -> None:

@@ -89,7 +89,9 @@ def test_executed_notebooks_are_complete_and_name_no_folder_of_this_machine():
             if cell.cell_type == "code":
                 assert cell.execution_count and not any(output.output_type == "error" for output in cell.outputs)
         assert any(
-            "image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())
+            {"image/png", "image/jpeg"} & output.get("data", {}).keys()
+            for cell in notebook.cells
+            for output in cell.get("outputs", ())
         )
 
 

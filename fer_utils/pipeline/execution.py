@@ -1,7 +1,9 @@
 """Run one notebook with papermill, and believe it only when every code cell has been executed without an error."""
 
+import base64
 import contextlib
 import importlib.util
+import io
 import json
 import logging
 import re
@@ -11,6 +13,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
+
+from PIL import Image
 
 from fer_utils.data import atomic_write
 from fer_utils.pipeline.notebooks import UsageError
@@ -110,7 +114,7 @@ def last_started(staged: Path) -> str:
 
 
 def clean_notebook(staged: Path, names: Mapping[str, str]) -> None:
-    """Make an executed notebook the same on every machine: no absolute paths, times, random ids or dead widgets.
+    """Make an executed notebook the same on every machine, without absolute paths, times or dead widgets, and smaller.
 
     names: absolute path -> what to write instead of it; "" for a folder makes paths below it relative to it.
     """
@@ -123,9 +127,24 @@ def clean_notebook(staged: Path, names: Mapping[str, str]) -> None:
         if "injected-parameters" in cell["metadata"].get("tags", ()):
             cell["id"] = "injected-parameters"
         for output in cell.get("outputs", ()):
-            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+            data = output.get("data", {})
+            data.pop("application/vnd.jupyter.widget-view+json", None)
+            _shrink(data)
     text = json.dumps(_renamed(notebook, names), indent=1, ensure_ascii=False) + "\n"
     atomic_write(staged, text.encode())
+
+
+def _shrink(data: dict[str, str], limit: int = 100_000) -> None:
+    """Turn a PNG of more than `limit` base64 characters into a JPEG if that is smaller; reports/ keeps the PNG."""
+    png = data.get("image/png", "")
+    if len(png) > limit:
+        small = io.BytesIO()
+        with Image.open(io.BytesIO(base64.b64decode(png))) as image:
+            image.convert("RGB").save(small, "JPEG", quality=88, subsampling=0)
+        jpeg = base64.b64encode(small.getvalue()).decode()
+        if len(jpeg) < len(png):
+            del data["image/png"]
+            data["image/jpeg"] = jpeg
 
 
 @contextlib.contextmanager
