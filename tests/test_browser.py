@@ -465,7 +465,7 @@ def without_networks(notebook):
     """The same notebook, blind to the networks of this project."""
     content = json.loads(notebook.read_text(encoding="utf-8"))
     cell = next(cell for cell in content["cells"] if "load_classifiers(" in "".join(cell["source"]))
-    cell["source"] = "classifiers.PROJECT_ROOT = Path(inputs)\n" + "".join(cell["source"])
+    cell["source"] = "classifiers.FILES = {}\n" + "".join(cell["source"])
     notebook.write_text(json.dumps(content), encoding="utf-8")
     return notebook
 
