@@ -198,6 +198,18 @@ def test_shares_named_in_the_readme_are_those_of_the_tables():
     assert f"and {100 * near.share:.1f} % an exact or near copy" in text
 
 
+def test_findings_named_in_the_readme_are_those_of_the_tables():
+    text = " ".join((PROJECT_ROOT / "README.md").read_text(encoding="utf8").split())
+    tables = PROJECT_ROOT / "reports" / "tables"
+    gain = 100 * pd.read_csv(tables / "05_comparison.csv").set_index("recipe")["mean"]
+    assert f"{gain['original']:+.1f} points under the original recipe, {gain['ours']:+.1f} under ours" in text
+    accuracy = 100 * pd.read_csv(tables / "06_ablation.csv").set_index("version").accuracy
+    assert accuracy.idxmax() == "none"
+    assert f"({accuracy['none']:.1f} %, with crops {accuracy['crp']:.1f} %)" in text
+    best = pd.read_csv(tables / "07_ensemble.csv").query("chosen == 'yes'").iloc[0]
+    assert f"right on {100 * best.accuracy:.1f} % of test, {100 * best.difference:.1f} points more" in text
+
+
 def test_speeds_named_in_the_readme_are_those_of_the_benchmark():
     text = (PROJECT_ROOT / "README.md").read_text(encoding="utf8")
     table = pd.read_csv(PROJECT_ROOT / "reports" / "tables" / "benchmark_engine.csv")

@@ -129,13 +129,16 @@ def clean_notebook(staged: Path, names: Mapping[str, str]) -> None:
         for output in cell.get("outputs", ()):
             data = output.get("data", {})
             data.pop("application/vnd.jupyter.widget-view+json", None)
-            _shrink(data)
+            shrink_picture(data)
     text = json.dumps(_renamed(notebook, names), indent=1, ensure_ascii=False) + "\n"
     atomic_write(staged, text.encode())
 
 
-def _shrink(data: dict[str, str], limit: int = 100_000) -> None:
-    """Turn a PNG of more than `limit` base64 characters into a JPEG if that is smaller; reports/ keeps the PNG."""
+def shrink_picture(data: dict[str, str], limit: int = 100_000) -> None:
+    """Turn a PNG of more than `limit` base64 characters into a JPEG if that is smaller; reports/figures keeps the PNG.
+
+    data: a picture in base64 by its type, as Jupyter keeps it: "image/png", and afterwards perhaps "image/jpeg".
+    """
     png = data.get("image/png", "")
     if len(png) > limit:
         small = io.BytesIO()

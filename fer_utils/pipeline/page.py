@@ -8,6 +8,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
 from fer_utils.data import PROJECT_ROOT, atomic_write
+from fer_utils.pipeline.execution import shrink_picture
 from fer_utils.report import CLAIM_COLUMNS, SUMMARY_COLUMNS, format_cell, write_csv
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -99,10 +100,13 @@ def update_readme(readme: Path, summary: pd.DataFrame) -> None:
 
 
 def _page_artifact(reports: Path, artifact: dict) -> dict:
-    """An artifact with what the page shows of it: the PNG as a data URI, or the table as HTML."""
+    """An artifact with what the page shows of it: the picture as a data URI, or the table as HTML."""
     if artifact["kind"] == "figure":
         png = (reports / "figures" / f"{artifact['name']}.png").read_bytes()
-        return artifact | {"src": "data:image/png;base64," + base64.b64encode(png).decode()}
+        data = {"image/png": base64.b64encode(png).decode()}
+        shrink_picture(data)
+        [(kind, picture)] = data.items()
+        return artifact | {"src": f"data:{kind};base64,{picture}"}
     table = pd.read_csv(reports / "tables" / f"{artifact['name']}.csv", keep_default_na=False, na_values=[""])
     return artifact | {"html": to_html(table, artifact["digits"])}
 
