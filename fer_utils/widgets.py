@@ -3,6 +3,7 @@
 The only module that imports ipywidgets and anywidget.
 """
 
+import base64
 import html
 import io
 import os
@@ -17,6 +18,7 @@ import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Image, display
+from IPython.utils.capture import capture_output
 from matplotlib.figure import Figure
 
 HEADLESS = "FER_HEADLESS"  # set by run_all.sh: nobody is there to move a control
@@ -41,10 +43,33 @@ def explore(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> None:
     if is_headless():
         show_once(draw(**_values(controls)))
         return
+    output = ipywidgets.Output()
+
+    def redraw(_: object = None) -> None:
+        output.outputs = _outputs(draw, _values(controls))
+
     for name, control in controls.items():
         _label(control, name)
-    output = ipywidgets.interactive_output(lambda **values: display(Image(_png(draw(**values)))), controls)
+        control.observe(redraw, "value")
+    redraw()
     display(ipywidgets.VBox([_row(controls), output]))
+
+
+def _outputs(draw: Callable[..., Figure], values: dict[str, object]) -> list[dict]:
+    """What draw prints and displays, and the Figure that it returns or its error, as outputs of a notebook.
+
+    They are not left to the Output widget to collect: Voila answers each with a message of its own while the cell still
+    runs, and where that crosses the kernel's reply the reply is lost and the page never appears.
+    """
+    with capture_output() as captured:
+        try:
+            png = base64.b64encode(_png(draw(**values))).decode()
+            last = {"output_type": "display_data", "data": {"image/png": png}, "metadata": {}}
+        except Exception:  # whatever it is, the person at the panel must see it
+            last = {"output_type": "stream", "name": "stderr", "text": traceback.format_exc(limit=-2)}
+    printed = [{"output_type": "stream", "name": "stdout", "text": captured.stdout}] if captured.stdout else []
+    shown = [{"output_type": "display_data", "data": o.data, "metadata": o.metadata or {}} for o in captured.outputs]
+    return [*printed, *shown, last]
 
 
 def explore_run(run: Callable[..., str | None], button: str = "Run", **controls: ipywidgets.Widget) -> None:

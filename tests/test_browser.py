@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+import nbformat
 import numpy as np
 import psutil
 import pytest
@@ -352,15 +353,13 @@ def wait_for_port(process, port, log):
 
 @pytest.fixture
 def voila(tmp_path):
-    """A function that serves a notebook as Voila does from the project's folder, but for kernels that end sooner."""
+    """A function that serves a notebook as Voila does from the project's folder, but for the options given."""
     pytest.importorskip("voila")
     with contextlib.ExitStack() as servers:
 
-        def start(notebook):
+        def start(notebook, *options):
             shutil.copy(ROOT / "voila.json", notebook.parent)
-            soon = ("--MappingKernelManager.cull_idle_timeout=5", "--MappingKernelManager.cull_interval=1")
-            command = ("voila", notebook.name, "--no-browser", *soon)
-            return servers.enter_context(serve(*command, cwd=notebook.parent))
+            return servers.enter_context(serve("voila", notebook.name, "--no-browser", *options, cwd=notebook.parent))
 
         yield start
 
@@ -404,8 +403,7 @@ def wait_for_change(figure, before):
 
 
 def test_voila_uploads_webcam_and_video(voila, visit, networks, portrait, tmp_path, keep):
-    server = voila(write_notebook(tmp_path / "demo.ipynb", networks))
-    page = visit(server.address)
+    page = visit(voila(write_notebook(tmp_path / "demo.ipynb", networks)).address)
     button(page, "Start camera").wait_for()
     keep(page, "_begin")
 
@@ -432,7 +430,16 @@ def test_voila_uploads_webcam_and_video(voila, visit, networks, portrait, tmp_pa
     page.get_by_text("45 frames, written to").scroll_into_view_if_needed()
     keep(page, "_video")
 
-    time.sleep(10)
+
+def test_voila_stops_a_kernel_soon_after_its_page_is_closed(voila, visit, tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import ipywidgets; ipywidgets.Button()")])
+    nbformat.write(notebook, tmp_path / "small.ipynb")
+    # Voila counts a kernel as idle while its page is still being made: on a busy machine much less is too soon.
+    soon = ("--MappingKernelManager.cull_idle_timeout=15", "--MappingKernelManager.cull_interval=1")
+    server = voila(tmp_path / "small.ipynb", *soon)
+    page = visit(server.address)
+    page.locator(".jupyter-button").wait_for()
+    time.sleep(25)
     assert server.works(), "a page that is being looked at has lost its kernel"
     page.close(run_before_unload=True)
     deadline = time.monotonic() + 120

@@ -1,5 +1,6 @@
 """Explore panels: what a headless run does with them, and that live ones answer."""
 
+import base64
 import time
 
 import cv2
@@ -69,8 +70,24 @@ def test_live_panel_redraws_fast(shown, monkeypatch):
         control.value = value
         times.append(time.thread_time() - start)
     assert min(times) < 0.2, "seconds"
-    assert len(shown) == 7  # the panel, its first picture, and one for each move
     assert plt.get_fignums() == []
+
+
+def test_live_panel_shows_what_is_printed_and_errors_in_place_of_the_figure(shown, monkeypatch):
+    monkeypatch.delenv(widgets.HEADLESS, raising=False)
+
+    def draw(slope):
+        print("slope", slope)
+        return draw_line(1 / slope)
+
+    control = ipywidgets.IntSlider(0)
+    widgets.explore(draw, slope=control)
+    output = shown[0].children[1]
+    assert [part["text"][:7] for part in output.outputs[:1]] == ["slope 0"]
+    assert "ZeroDivisionError" in output.outputs[-1]["text"]
+    control.value = 1
+    text, picture = output.outputs
+    assert text["text"] == "slope 1\n" and base64.b64decode(picture["data"]["image/png"]).startswith(b"\x89PNG")
 
 
 def wait_until(condition, seconds=10):
