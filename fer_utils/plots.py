@@ -28,14 +28,20 @@ def plot_faces(images: np.ndarray, titles: list[str] | None = None, columns: int
     """Grid of faces. images: (n,48,48) on the scale 0-255; titles: n short texts, lines split by \\n."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    title_room = 0.19 * (1 + max(title.count("\n") for title in titles)) if titles else 0.02
-    fig, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * (size + title_room)), squeeze=False)
+    lines = 1 + max(title.count("\n") for title in titles) if titles else 0
+    room = 0.05 + 0.15 * lines  # inches above each row
+    height = rows * (size + room)
+    # Places are given, not found by a layout engine: that takes longer than all the rest, and explore panels must be quick.
+    places = {"left": 0, "right": 1, "bottom": 0, "top": 1 - room / height, "hspace": room / size, "wspace": 0.05}
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(columns * size, height), squeeze=False, layout="none", gridspec_kw=places
+    )
     for ax in axes.flat:
         ax.axis("off")
     for i, (ax, image) in enumerate(zip(axes.flat, images, strict=False)):
         ax.imshow(image, cmap="gray", vmin=0, vmax=255)
         if titles:
-            ax.set_title(titles[i], fontsize=8)
+            ax.set_title(titles[i], fontsize=8, y=1, pad=3)
     return fig
 
 
@@ -70,6 +76,8 @@ def plot_maps(
     beyond is cut off. label: what the values are. colors: name of the colour map; the rest as in `plot_faces`.
     """
     fig = plot_faces(images, titles, columns, size)
+    fig.axes[0].get_gridspec().update(hspace=None)
+    fig.set_layout_engine("constrained")  # makes room for the scale, and for titles
     corners = (-0.5, images.shape[2] - 0.5, images.shape[1] - 0.5, -0.5)
     for ax, heat in zip(fig.axes, maps, strict=False):
         drawn = ax.imshow(heat, cmap=colors, vmin=scale[0], vmax=scale[1], alpha=0.6, extent=corners)

@@ -202,7 +202,8 @@ def _label(control: ipywidgets.Widget, name: str) -> None:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi="figure")  # the resolution of files would take twice as long
+    # Quick rather than small: the resolution of files would take twice as long, and so would packing tightly.
+    figure.savefig(buffer, format="png", dpi="figure", pil_kwargs={"compress_level": 1})
     plt.close(figure)
     return buffer.getvalue()
 
