@@ -1,12 +1,15 @@
 """Weights and the state of a training run on disk: written whole, read back safely, refused when they do not fit."""
 
 import hashlib
+import json
 import os
 import pickle
 from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from fer_utils.config import TrainConfig
@@ -35,6 +38,17 @@ def save_weights(model: nn.Module, path: Path) -> None:
     os.replace(fresh, path)
 
 
+def save_compact(model: nn.Module, path: Path) -> None:
+    """Write the weights in half precision as safetensors, at half the size, for load_classifier.
+
+    Such a file holds numbers and nothing that could run, and other programs can read it (Hugging Face's format).
+    """
+    weights = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"signature": json.dumps(signature(model))}
+    save_file({name: t.contiguous() for name, t in weights.items()}, path, metadata=about)
+
+
 def load_weights(model: nn.Module, path: Path) -> nn.Module:
     """Put saved weights into a model of the same architecture, and set it to evaluation mode.
 
@@ -47,7 +61,7 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
 
 
 def load_classifier(path: Path) -> nn.Module:
-    """The classifier in a file of save_weights, built as it was (stem, attention), in evaluation mode.
+    """The classifier in a file of save_weights or save_compact, built as it was (stem, attention), in evaluation mode.
 
     Raises TrainingError when the file is missing or damaged, or holds something else.
     """
@@ -86,8 +100,8 @@ def _backbone(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _read_weights(path: Path) -> dict:
-    """What save_weights wrote; TrainingError when the file is missing or damaged."""
-    state = _read(path) if path.exists() else None
+    """What save_weights or save_compact wrote; TrainingError when the file is missing or damaged."""
+    state = (_read_compact if path.suffix == ".safetensors" else _read)(path) if path.exists() else None
     if not isinstance(state, dict) or not state.keys() >= {"signature", "weights"}:
         raise TrainingError(f"{path} is missing or damaged; run the notebook that trains this model to make it")
     return state
@@ -119,6 +133,18 @@ def _read(path: Path) -> dict | None:
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
         print(f"{path.name} cannot be read ({type(error).__name__}) and is ignored", flush=True)
         return None
+
+
+def _read_compact(path: Path) -> dict | None:
+    """A file of save_compact, in single precision again; None, and a printed line, when it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            about = json.loads((file.metadata() or {})["signature"])
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        print(f"{path.name} cannot be read ({type(error).__name__}) and is ignored", flush=True)
+        return None
+    return {"signature": about, "weights": {k: t.float() if t.is_floating_point() else t for k, t in weights.items()}}
 
 
 def _previous(path: Path) -> Path:

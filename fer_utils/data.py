@@ -77,7 +77,8 @@ def published(inputs: str | Path, stage: str, file: str) -> Path:
 
     inputs: as every notebook gets it. It may be the folder of a run by hand, or the published reports: reports/, with
     the checkpoints in outputs/, or outputs/sample/reports, with those in outputs/sample/. What is in none of these
-    places is looked for in outputs/my_run, and if it is not there either, the path is where it should have been.
+    places is looked for in outputs/my_run, then among the compact networks that ship with the project, in models/. If
+    it is not there either, the path is where it should have been.
     """
     inputs = project_path(inputs)
     places = [
@@ -86,7 +87,8 @@ def published(inputs: str | Path, stage: str, file: str) -> Path:
         inputs.parent / "checkpoints" / stage,
         PROJECT_ROOT / "outputs" / "my_run" / "checkpoints",
     ]
-    return next((place / file for place in places if (place / file).is_file()), places[0] / file)
+    paths = [*(place / file for place in places), PROJECT_ROOT / "models" / f"{Path(file).stem}.safetensors"]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 # --- Find -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,102 @@
+"""The compact network that ships with the project, in models/: `python -m fer_utils.release` makes it anew.
+
+It is the best small network of the published report on val, so its card repeats numbers of reports/ and has none of its
+own but its size and speed. Exporting to ONNX needs the packages of the development group.
+"""
+
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from fer_utils.augment import to_float
+from fer_utils.checkpoints import load_classifier, save_compact
+from fer_utils.data import EMOTIONS, PROJECT_ROOT, atomic_write, published
+from fer_utils.report import to_markdown
+
+NOTEBOOK, MODEL, WEIGHTS = "04_baseline_cnn", "baseline_cnn", "baseline_cnn_seed0.pt"
+FOLDER = PROJECT_ROOT / "models"
+
+
+class FromPixels(nn.Module):
+    """A classifier with its standardization: it takes pixels as they are, (N,48,48) uint8, and returns logits (N,7)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """model: a classifier of fer_utils.models."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N,48,48) uint8 -> (N,7) logits."""
+        return self.model(to_float(pixels))
+
+
+def export_onnx(model: nn.Module, path: Path) -> None:
+    """Write a classifier as ONNX: input "pixels" (N,48,48) uint8, output "logits" (N,7), any N."""
+    pixels = torch.zeros(2, 48, 48, dtype=torch.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.onnx.export(
+        FromPixels(model).eval(), (pixels,), path, input_names=["pixels"], output_names=["logits"],
+        dynamic_shapes={"pixels": {0: torch.export.Dim("n")}}, dynamo=True, external_data=False, verbose=False,
+    )  # fmt: skip
+
+
+def median_ms(run, batch_size: int, repeats: int = 30) -> float:
+    """Median milliseconds in which run answers a batch of pixels (batch_size,48,48) uint8, after a warm-up."""
+    pixels, seconds = np.zeros((batch_size, 48, 48), np.uint8), []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run(pixels)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds[repeats // 3 :])
+
+
+def measure(model: nn.Module, onnx_file: Path) -> pd.DataFrame:
+    """Milliseconds for one face and for 64, with PyTorch and with ONNX Runtime, on this CPU."""
+    import onnxruntime  # of the development group
+
+    from_pixels = FromPixels(model).eval()
+    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
+
+    @torch.inference_mode()
+    def with_torch(pixels: np.ndarray) -> None:
+        from_pixels(torch.from_numpy(pixels))
+
+    runs = {"PyTorch": with_torch, "ONNX Runtime": lambda pixels: session.run(None, {"pixels": pixels})}
+    return pd.DataFrame(
+        [{"with": name, **{f"ms, batch {n}": median_ms(run, n) for n in (1, 64)}} for name, run in runs.items()]
+    )
+
+
+def main() -> None:
+    """Write models/: weights, ONNX and card."""
+    model = load_classifier(published("reports", NOTEBOOK, WEIGHTS))
+    weights = FOLDER / Path(WEIGHTS).with_suffix(".safetensors").name
+    save_compact(model, weights)
+    model, onnx_file = load_classifier(weights), weights.with_suffix(".onnx")
+    export_onnx(model, onnx_file)
+    atomic_write(FOLDER / "README.md", card(weights, measure(model, onnx_file)).encode())
+    print(f"{weights} ({weights.stat().st_size / 1e6:.1f} MB) and its card are written")
+
+
+def card(weights: Path, speed: pd.DataFrame) -> str:
+    """The model card, in Markdown; its results come from reports/. speed: of measure."""
+    template = (Path(__file__).parent / "assets" / "model_card.md").read_text(encoding="utf8")
+    reports = PROJECT_ROOT / "reports"
+    summary = pd.read_csv(reports / "summary.csv").query(
+        "notebook == @NOTEBOOK and model == @MODEL and split == 'test'"
+    )
+    recall = pd.read_csv(reports / "tables" / f"{NOTEBOOK[:2]}_recall.csv")
+    return template.format(
+        **summary.iloc[0].to_dict(), file=weights.name, onnx=weights.with_suffix(".onnx").name,
+        size=weights.stat().st_size / 1e6, emotions=", ".join(EMOTIONS), recall=to_markdown(recall, 3),
+        speed=to_markdown(speed, 2), threads=torch.get_num_threads(),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
