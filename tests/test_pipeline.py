@@ -478,10 +478,12 @@ def test_imported_modules(project: Project, source: str, modules: set[str]) -> N
         (["-p", "seeds=1"], "seeds must be a value like [0]"),
         (["-p", "seeds=[]"], "at least one seed"),
         (["-p", "epochs"], "write it as NAME=VALUE"),
-        (["-p", "out=elsewhere"], "set by the options --data, --profile and --device"),
+        (["-p", "out=elsewhere"], "set by the options --data, --rafdb, --profile and --device"),
         (["--only", "7"], "there is no stage '7'; there are 01_count, 02_train"),
         (["--only", "2"], "02_train needs results of 01_count, and reports has none"),
         (["--profile", "sample", "--data", "archive.zip"], "--profile sample always uses the embedded sample"),
+        (["--rafdb", "basic"], "no notebook of this run uses RAF-DB; 11_local_global does"),
+        (["-p", "rafdb=basic"], "set by the options --data, --rafdb"),
     ],
 )
 def test_bad_usage(project: Project, capsys: pytest.CaptureFixture, argv: list[str], message: str) -> None:
@@ -803,6 +805,44 @@ def test_training_of_other_code_is_not_resumed(tmp_path: Path) -> None:
     assert prepare({"epochs": 1})
     assert not prepare({"epochs": 1}, force=True)
     assert not prepare({"epochs": 2})
+
+
+# --- RAF-DB in place of the data, for the notebooks that know it ------------------------------------------------------
+
+
+@pytest.fixture
+def knows_rafdb(finished: Project) -> Project:
+    """A finished project whose second notebook has a parameter for RAF-DB and prints what it gets."""
+    code = TRAIN + "print('RAF-DB at', rafdb)"
+    finished.write_notebook("02_train", cell(code), parameters='epochs = 1\nlr = 0.1\nseeds = [0]\nrafdb = ""')
+    assert finished.run() == 0
+    return finished
+
+
+def test_rafdb_goes_to_the_notebook_that_knows_it(
+    knows_rafdb: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (knows_rafdb.root / "mine").mkdir()
+    monkeypatch.chdir(knows_rafdb.root / "mine")
+    read = []
+    faces = FER2013(*[np.zeros(1)] * 4, form="rafdb", fingerprint="cafe", notes=(), standard=True)
+    monkeypatch.setattr(planning, "load_rafdb", lambda path: read.append(path) or faces)
+    plan = plan_of(knows_rafdb, capsys, "--rafdb", "basic")
+    assert plan == {"01_count": "up to date", "02_train": "data zip f00d -> zip f00d, rafdb cafe"}
+    assert knows_rafdb.run("--rafdb", "basic") == 0
+    assert "RAF-DB for: 02_train" in capsys.readouterr().out
+    assert set(read) == {str(knows_rafdb.root / "mine" / "basic")}
+    executed = (knows_rafdb.root / "outputs/02_train.ipynb").read_text()
+    assert "RAF-DB at basic" in executed and str(knows_rafdb.root) not in executed
+    stages = json.loads((knows_rafdb.root / "reports/provenance.json").read_text())["stages"]
+    assert [stages[name]["data"] for name in ("01_count", "02_train")] == ["zip f00d", "zip f00d, rafdb cafe"]
+    assert set(plan_of(knows_rafdb, capsys, "--rafdb", "basic").values()) == {"up to date"}
+    assert plan_of(knows_rafdb, capsys)["02_train"] == "data zip f00d, rafdb cafe -> zip f00d"
+
+
+def test_rafdb_that_is_not_there(knows_rafdb: Project, capsys: pytest.CaptureFixture) -> None:
+    assert knows_rafdb.run("--rafdb", str(knows_rafdb.root / "nowhere")) == 2
+    assert "nowhere' does not exist" in capsys.readouterr().err
 
 
 # --- Runs that must not touch the report ------------------------------------------------------------------------------

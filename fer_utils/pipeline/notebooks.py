@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Given to every notebook by the runner, so never by hand with -p.
-RUNNER_PARAMETERS = ("data", "profile", "device", "out", "inputs")
+RUNNER_PARAMETERS = ("data", "rafdb", "profile", "device", "out", "inputs")
 
 
 class UsageError(ValueError):
@@ -67,7 +67,7 @@ def assign_overrides(
         if not equals:
             raise UsageError(f"-p {assignment}: write it as NAME=VALUE, for example -p epochs=5")
         if name in RUNNER_PARAMETERS:
-            raise UsageError(f"-p {name}: this parameter is set by the options --data, --profile and --device")
+            raise UsageError(f"-p {name}: this parameter is set by the options --data, --rafdb, --profile and --device")
         check_known(name, {known for defaults in declared.values() for known in defaults})
         for notebook, defaults in declared.items():
             if name in defaults:

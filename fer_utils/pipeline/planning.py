@@ -19,6 +19,7 @@ from fer_utils.pipeline.notebooks import (
 )
 from fer_utils.pipeline.publish import Folders
 from fer_utils.pipeline.stages import PROFILES, Stage
+from fer_utils.rafdb import load_rafdb
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Run:
 
     stages: those selected. cells and parameters: per stage, its code cells and the values that replace its defaults.
     inputs: per stage, the folder with the reports it reads and the stamps that belong to them. source: the data as
-    notebooks are told, an absolute path or "sample".
+    notebooks are told, an absolute path or "sample". rafdb: the folder of RAF-DB, for the stages that know it, or "";
+    rafdb_fingerprint: of what is in it.
     """
 
     root: Path
@@ -38,6 +40,8 @@ class Run:
     inputs: Mapping[str, Folders]
     faces: FER2013
     source: str
+    rafdb: str
+    rafdb_fingerprint: str
     profile: str
     device: str
     force: bool
@@ -48,11 +52,20 @@ class Run:
             cells=self.cells[stage.name],
             parameters=self.parameters[stage.name],
             package=self.root / "fer_utils",
-            data=f"{self.faces.form} {self.faces.fingerprint}",
+            data=self.data_of(stage),
             device=self.device,
             profile=self.profile,
             inputs=self._input_hashes(stage),
         )
+
+    def data_of(self, stage: Stage) -> str:
+        """Form and fingerprint of the data that the stage sees."""
+        rafdb = f", rafdb {self.rafdb_fingerprint}" if self.on_rafdb(stage) else ""
+        return f"{self.faces.form} {self.faces.fingerprint}{rafdb}"
+
+    def on_rafdb(self, stage: Stage) -> bool:
+        """Whether the stage runs on RAF-DB: when it was given, and the notebook has a parameter for it."""
+        return bool(self.rafdb) and "rafdb" in declared_parameters(self.cells[stage.name])
 
     def _input_hashes(self, stage: Stage) -> dict[str, str | None]:
         stamps = [read_stamp(self.inputs[stage.name].stamp(need)) for need in stage.needs]
@@ -75,6 +88,7 @@ def prepare(options: argparse.Namespace, root: Path, stages: tuple[Stage, ...]) 
     wanted = wanted_data(options)
     path = find_data(wanted)
     profile = choose_profile(options.profile, path, device)
+    rafdb = wanted_rafdb(options.rafdb, declared)
     parameters = {
         stage.name: stage_parameters(stage, profile, declared[stage.name]) | overrides[stage.name] for stage in selected
     }
@@ -89,6 +103,8 @@ def prepare(options: argparse.Namespace, root: Path, stages: tuple[Stage, ...]) 
         inputs={stage.name: choose_inputs(stage, selected, folders, usual) for stage in selected},
         faces=load_data(path or wanted),
         source=str(path or "sample"),
+        rafdb=rafdb,
+        rafdb_fingerprint=load_rafdb(rafdb).fingerprint if rafdb else "",
         profile=profile,
         device=device,
         force=options.force,
@@ -141,6 +157,13 @@ def wanted_data(options: argparse.Namespace) -> str | Path:
     if options.download:
         return download_fer2013()
     return options.data if options.data in ("auto", "sample") else Path(options.data).expanduser().absolute()
+
+
+def wanted_rafdb(path: str, declared: Mapping[str, Mapping[str, object]]) -> str:
+    """The absolute path of RAF-DB, or ""; UsageError when no notebook of the run can use it."""
+    if path and not any("rafdb" in names for names in declared.values()):
+        raise UsageError("--rafdb: no notebook of this run uses RAF-DB; 11_local_global does")
+    return str(Path(path).expanduser().absolute()) if path else ""
 
 
 def choose_profile(asked: str | None, path: Path | None, device: str) -> str:
@@ -235,6 +258,8 @@ def describe_plan(run: Run, plan: Iterable[Planned]) -> str:
     """The plan in words: data, profile, device, what runs and why, and how long it takes."""
     data = "embedded sample" if run.source == "sample" else Path(run.source).name
     lines = [f"Data: {data}. Profile: {run.profile}. Device: {run.device}. Report: {run.folders.reports}"]
+    if run.rafdb:
+        lines.append(f"RAF-DB for: {', '.join(stage.name for stage in run.stages if run.on_rafdb(stage))}")
     for planned in plan:
         runs = f"run         {planned.stage.name} ({duration(planned.minutes)}): {'; '.join(planned.reasons)}"
         lines.append(f"  {runs}" if planned.reasons else f"  up to date  {planned.stage.name}")

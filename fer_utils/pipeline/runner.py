@@ -71,6 +71,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--data", default="auto", help="path of FER2013, or sample; auto looks in $FER_DATA and data/")
     data.add_argument("--download", action="store_true", help="download FER2013 from Kaggle first")
+    parser.add_argument("--rafdb", metavar="PATH", default="", help="folder of RAF-DB: 11 then runs on it")
     parser.add_argument(
         "--profile",
         choices=PROFILES,
@@ -210,6 +211,7 @@ def run_stage(run: Run, stage: Stage, code: Mapping, screen: Screen) -> float:
         "device": run.device,
         "profile": run.profile,
         "parameters": run.parameters[stage.name],
+        "data": depends["data"],
         **memory,
         **code,
     }
@@ -231,6 +233,7 @@ def injected(run: Run, stage: Stage) -> dict[str, object]:
         "device": run.device,
         "out": str(run.folders.staging(stage.name)),
         "inputs": str(run.inputs[stage.name].reports),
+        **({"rafdb": run.rafdb} if run.on_rafdb(stage) else {}),
         **run.parameters[stage.name],
     }
 
@@ -249,7 +252,7 @@ def notebook_of(run: Run, stage: Stage) -> Path:
 
 def public_names(run: Run) -> dict[str, str]:
     """Absolute paths of this machine -> what published notebooks say instead."""
-    names = {} if run.source == "sample" else {run.source: Path(run.source).name}
+    names = {path: Path(path).name for path in (run.source, run.rafdb) if path not in ("sample", "")}
     home = str(Path.home())
     return names | {str(run.root): ""} | ({} if home == "/" else {home: "~"})
 

@@ -1,0 +1,212 @@
+"""RAF-DB (Li, Deng & Du 2017, "Reliable crowdsourcing ... in the wild") as arrays: colour faces of 100x100 pixels.
+
+It is licensed on request, for research, and not shipped. Two forms are read: the original one, with the folders
+Image/aligned and EmoLabel, and the one of class folders, DATASET/train/1 to DATASET/test/7 with two tables of labels.
+Whatever is wrong ends in a `DataError` of one sentence: what, where, how to fix.
+"""
+
+import csv
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from fer_utils.data import FER2013, project_path
+from fer_utils.readers import (
+    EMOTIONS,
+    IMAGE_FORMATS,
+    MAX_IMAGE_BYTES,
+    MAX_IMAGE_SIDE,
+    SPLITS,
+    DataError,
+    cut_validation,
+    is_hidden,
+)
+
+SIDE = 100
+CLASSES = ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral")  # numbers 1 to 7
+OFFICIAL_COUNTS = {"train": 12_271, "test": 3_068}
+LABEL_LIST = Path("EmoLabel") / "list_patition_label.txt"  # spelled like this
+HOW_TO_GET = "ask its authors for the basic set and give the folder that holds it"
+
+
+@dataclass(frozen=True, eq=False)
+class RafDB(FER2013):
+    """As FER2013, with the same order of classes, but images are (N,3,100,100) uint8, red, green and blue."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image that the data set names: its file, split ("train" or "test"), and position in EMOTIONS."""
+
+    file: Path
+    split: str
+    label: int
+
+
+def load_rafdb(path: str | Path) -> RafDB:
+    """Read RAF-DB from the folder that holds it; a tenth of every class of train becomes val.
+
+    DataError when there is none, or when a label or an image in it cannot be used.
+    """
+    root, form = find_rafdb(path)
+    try:
+        entries = read_label_list(root) if form == "original" else read_class_folders(root)
+        _require_classes(entries, root)
+        entries.sort(key=lambda entry: (SPLITS.index(entry.split), entry.file.name))
+        decoded = [decode_face(entry.file) for entry in entries]
+    except OSError as error:
+        raise DataError(f"{error.filename or root} cannot be read ({error.strerror}); check its permissions") from error
+    return _assemble(entries, np.stack([image for image, _ in decoded]), sum(changed for _, changed in decoded))
+
+
+def find_rafdb(path: str | Path) -> tuple[Path, str]:
+    """The folder of RAF-DB, `path` itself or one in it, and its form: "original" or "folders"."""
+    path = project_path(path)
+    if not path.exists():
+        raise DataError(f"the RAF-DB path {str(path)!r} does not exist; correct it, or {HOW_TO_GET}")
+    if not path.is_dir():
+        raise DataError(f"{path.name} is a file; unpack RAF-DB and give the folder that holds it")
+    for folder in (path, *sorted(inner for inner in path.iterdir() if inner.is_dir())):
+        if (folder / LABEL_LIST).is_file():
+            return folder, "original"
+        if any((base / "train" / "1").is_dir() for base in (folder / "DATASET", folder)):
+            return folder, "folders"
+    raise DataError(
+        f"{path} is not RAF-DB: there is neither {LABEL_LIST.as_posix()} nor DATASET/train/1 in it; "
+        f"correct the path, or {HOW_TO_GET}"
+    )
+
+
+def read_label_list(root: Path) -> list[Entry]:
+    """Entries of the original form: lines such as "train_00001.jpg 5" name Image/aligned/train_00001_aligned.jpg."""
+    source = root / LABEL_LIST
+    entries, seen = [], set()
+    lines = source.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    if lines and lines[0].lower().startswith(("version https://git-lfs", "<!doctype", "<html")):
+        raise DataError(f"{source} is a git-LFS pointer or a web page, not the labels; download it again")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name, _, text = " ".join(line.split()).partition(" ")
+        where = f"{source.name}, line {number} ({line.strip()[:40]!r}),"
+        split = split_of(name, where)
+        if name in seen:
+            raise DataError(f"{where} names an image for the second time; keep one of the two lines")
+        seen.add(name)
+        stem = PurePosixPath(name).stem
+        entries.append(Entry(root / "Image" / "aligned" / f"{stem}_aligned.jpg", split, label_of(text, where)))
+    _require_files(entries, source.name)
+    return entries
+
+
+def read_class_folders(root: Path) -> list[Entry]:
+    """Entries of the form with class folders; train_labels.csv and test_labels.csv, where they are, must agree."""
+    base = root / "DATASET" if (root / "DATASET").is_dir() else root
+    entries = []
+    for split in ("train", "test"):
+        found = [
+            Entry(file, split, label_of(folder.name, f"{folder}"))
+            for folder in sorted((base / split).glob("[1-7]"))
+            for file in sorted(folder.iterdir())
+            if file.is_file() and not is_hidden(file.name)
+        ]
+        for place in dict.fromkeys((root, base)):
+            if (place / f"{split}_labels.csv").is_file():
+                _compare(found, place / f"{split}_labels.csv")
+        entries += found
+    return entries
+
+
+def split_of(name: str, where: str) -> str:
+    """The split that a file name begins with; DataError when it is none, or when the name leads to another folder."""
+    split = name.split("_")[0].lower()
+    if split not in OFFICIAL_COUNTS or PurePosixPath(name).name != name or "\\" in name:
+        raise DataError(f"{where} should begin with a name like train_00001.jpg or test_0001.jpg; correct the file")
+    return split
+
+
+def label_of(text: str, where: str) -> int:
+    """A number 1 to 7 of RAF-DB as position in EMOTIONS; DataError for anything else."""
+    if text not in set("1234567"):
+        raise DataError(f"{where} should have a label from 1 to 7, not {text!r}; correct it or download it again")
+    return EMOTIONS.index(CLASSES[int(text) - 1])
+
+
+def decode_face(file: Path) -> tuple[np.ndarray, bool]:
+    """An image file as (3,100,100) uint8, and whether it had to be converted to be that."""
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_IMAGE_BYTES + 1)
+        if len(data) > MAX_IMAGE_BYTES:
+            raise ValueError(f"more than {MAX_IMAGE_BYTES:,} bytes")
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            if max(image.size) > MAX_IMAGE_SIDE or image.mode.startswith(("I", "F")):
+                raise ValueError(f"{image.width} x {image.height} pixels of type {image.mode}")
+            fits = image.mode == "RGB" and image.size == (SIDE, SIDE)
+            face = image if fits else image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+            return np.asarray(face).transpose(2, 0, 1), not fits
+    except (Image.UnidentifiedImageError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise DataError(f"{file} is not a readable image ({reason}); replace it") from error
+    except OSError as error:
+        if error.filename:  # the file, not what is in it
+            raise
+        raise DataError(f"{file} is not a readable image ({error}); replace it") from error
+
+
+def _require_files(entries: list[Entry], source: str) -> None:
+    missing = [entry.file for entry in entries if not entry.file.is_file()]
+    if missing:
+        raise DataError(
+            f"{source} names {len(missing):,} images that are not there, such as {missing[0]}; unpack them, too"
+        )
+
+
+def _compare(found: list[Entry], table: Path) -> None:
+    """DataError unless a table with the columns image and label names exactly these files, with these labels."""
+    with table.open(encoding="utf-8-sig", newline="", errors="replace") as stream:
+        rows = list(csv.DictReader(stream))
+    if not rows or not {"image", "label"} <= set(rows[0]):
+        raise DataError(f"{table.name} should have the columns image and label; download it again")
+    listed = {row["image"]: label_of(row["label"] or "", f"{table.name}, row {i},") for i, row in enumerate(rows, 1)}
+    here = {entry.file.name: entry.label for entry in found}
+    differ = sorted(name for name in {*listed, *here} if listed.get(name) != here.get(name))
+    if differ:
+        raise DataError(
+            f"{table.name} and the folders differ for {len(differ):,} images, such as {differ[0]}; download both again"
+        )
+
+
+def _require_classes(entries: list[Entry], where: Path) -> None:
+    present = {(entry.split, entry.label) for entry in entries}
+    for split in OFFICIAL_COUNTS:
+        for label, emotion in enumerate(EMOTIONS):
+            if (split, label) not in present:
+                raise DataError(f"{where} has no {emotion!r} image in {split}; unpack the complete data again")
+
+
+def _assemble(entries: list[Entry], images: np.ndarray, converted: int) -> RafDB:
+    """The data set in the order train, val, test, with notes on whatever is unusual about it."""
+    labels = np.array([entry.label for entry in entries], np.int64)
+    split_ids = np.array([SPLITS.index(entry.split) for entry in entries], np.int8)
+    counts = {split: int((split_ids == SPLITS.index(split)).sum()) for split in OFFICIAL_COUNTS}
+    notes = ["RAF-DB has no validation split: 10 % of every class of train became val"]
+    if counts != OFFICIAL_COUNTS:
+        notes.append(f"non-standard data: {counts['train']:,} / {counts['test']:,} images, not 12,271 / 3,068")
+    if converted:
+        notes.append(f"{converted:,} images were not {SIDE}x{SIDE} and in colour, and were converted")
+    constant = int((images.min((1, 2, 3)) == images.max((1, 2, 3))).sum())
+    if constant:
+        notes.append(f"{constant:,} images are constant, a single colour without a face")
+    split_ids = cut_validation(labels, split_ids)
+    order = np.argsort(split_ids, kind="stable")
+    arrays = np.ascontiguousarray(images[order]), labels[order], split_ids[order]
+    digest = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        digest.update(array)
+    names = np.array([entry.file.name for entry in entries])[order]
+    return RafDB(*arrays, names, "rafdb", digest.hexdigest(), tuple(notes), standard=counts == OFFICIAL_COUNTS)
