@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None, root: Path = PROJECT_ROOT, stages: t
         print(f"run_all.sh: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        logging.getLogger("asyncio").disabled = True  # it would report the cell that nobody waits for any more
         print("\nInterrupted. What was published is intact; the next ./run_all.sh goes on from here.", file=sys.stderr)
         return 130
 
