@@ -31,7 +31,7 @@ def plot_faces(images: np.ndarray, titles: list[str] | None = None, columns: int
     lines = 1 + max(title.count("\n") for title in titles) if titles else 0
     room = 0.05 + 0.15 * lines  # inches above each row
     height = rows * (size + room)
-    # Places are given, not found by a layout engine: that takes longer than all the rest, and explore panels must be quick.
+    # Places are given: finding them takes a layout engine longer than all the rest, and explore panels must be quick.
     places = {"left": 0, "right": 1, "bottom": 0, "top": 1 - room / height, "hspace": room / size, "wspace": 0.05}
     fig, axes = plt.subplots(
         rows, columns, figsize=(columns * size, height), squeeze=False, layout="none", gridspec_kw=places
