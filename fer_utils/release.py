@@ -91,8 +91,9 @@ def card(weights: Path, speed: pd.DataFrame) -> str:
         "notebook == @NOTEBOOK and model == @MODEL and split == 'test'"
     )
     recall = pd.read_csv(reports / "tables" / f"{NOTEBOOK[:2]}_recall.csv")
+    row = summary.iloc[0].to_dict()
     return template.format(
-        **summary.iloc[0].to_dict(), file=weights.name, onnx=weights.with_suffix(".onnx").name,
+        **row | {"epochs": int(row["epochs"])}, file=weights.name, onnx=weights.with_suffix(".onnx").name,
         size=weights.stat().st_size / 1e6, emotions=", ".join(EMOTIONS), recall=to_markdown(recall, 3),
         speed=to_markdown(speed, 2), threads=torch.get_num_threads(),
     )  # fmt: skip

@@ -1,7 +1,5 @@
 """The compact network that ships with the project: it is what its card says, and ONNX gives the same answers."""
 
-import re
-
 import numpy as np
 import onnxruntime
 import pandas as pd
@@ -54,8 +52,7 @@ def test_card_repeats_the_published_report():
     text = (release.FOLDER / "README.md").read_text(encoding="utf8")
     speed = pd.DataFrame({"with": [], "ms": []})
     expected = release.card(SHIPPED, speed)
-    results = re.compile(r"## Measured on test.*?Time on a CPU", re.DOTALL)
-    assert results.search(text)[0] == results.search(expected)[0]
+    assert text.split("Time on a CPU")[0] == expected.split("Time on a CPU")[0]
 
 
 def test_shipped_network_has_the_published_accuracy(real_archive):
