@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import toy_faces
 from torch import nn
 
 from fer_utils import train
@@ -16,17 +17,6 @@ from fer_utils.optim import learning_rate
 from fer_utils.predict import predict_logits, predict_outputs
 from fer_utils.tasks import balanced_weights, classification, cross_entropy, landmarks
 from fer_utils.train import TrainConfig, fit, fit_seeds, set_seed
-
-
-def toy_faces(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise with a bright bar whose height tells the class: learnable in a few steps."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 7, n)
-    images = rng.integers(0, 60, (n, 48, 48)).astype(np.uint8)
-    for image, label in zip(images, labels, strict=True):
-        image[6 * label : 6 * label + 6] += 190
-    return images, labels
-
 
 TRAIN, VAL = toy_faces(160, 0), toy_faces(64, 1)
 CONFIG = TrainConfig(epochs=3, batch_size=32, lr=0.02, precision="fp32")

@@ -9,6 +9,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from helpers import toy_faces
 from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.vgg import cfgs, make_layers
@@ -43,16 +44,6 @@ class Small(nn.Module):
 def small(outputs: int = 7) -> Small:
     set_seed(3)
     return Small(outputs)
-
-
-def toy_faces(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise with a bright bar whose height tells the class."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 7, n)
-    images = rng.integers(0, 60, (n, 48, 48)).astype(np.uint8)
-    for image, label in zip(images, labels, strict=True):
-        image[6 * label : 6 * label + 6] += 190
-    return images, labels
 
 
 TRAIN, VAL = toy_faces(96, 0), toy_faces(32, 1)
