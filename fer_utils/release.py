@@ -1,7 +1,8 @@
 """The compact network that ships with the project, in models/: `python -m fer_utils.release` makes it anew.
 
 It is the baseline that notebook 04 chose on val, where no other small network of the report does better. Its card
-repeats numbers of reports/ and has none of its own but its size and speed. Exporting to ONNX needs the packages of the development group.
+repeats numbers of reports/ and has none of its own but its size and speed. Exporting to ONNX needs the packages of the
+development group.
 """
 
 import statistics
