@@ -745,6 +745,18 @@ def test_interrupted_run(slow: tuple, capsys: pytest.CaptureFixture, signal_numb
         pass
 
 
+def test_time_of_a_stopped_run_counts(slow: tuple) -> None:
+    project, process, _ = slow
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    [file] = project.root.rglob("training/seconds")
+    assert 0 < float(file.read_text()) < 60
+    file.write_text("3600.0")
+    assert project.run("--only", "01") == 0
+    facts = json.loads(project.published()["reports/provenance.json"])["stages"]["01_count"]
+    assert 3600 < facts["seconds"] < 3660
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 

@@ -12,11 +12,14 @@ from helpers import tiny_faces
 from fer_utils import report as report_module
 from fer_utils.data import PROJECT_ROOT
 from fer_utils.pipeline.page import (
-    README_BEGIN,
-    README_END,
+    RESULTS_BEGIN,
+    RESULTS_END,
+    TIMES_BEGIN,
+    TIMES_END,
     anchors_table,
     build_report,
     results_table,
+    times_table,
     to_html,
     update_readme,
 )
@@ -120,22 +123,29 @@ def test_non_standard_data_is_stamped_on_every_table(tmp_path):
     assert "Non-standard data: 84 images" in (tmp_path / "report.html").read_text()
 
 
-def test_readme_gets_the_results_between_its_markers(tmp_path):
+def test_readme_gets_results_and_times_between_their_markers(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"# Title\n{README_BEGIN}\nold\n{README_END}\nThe end.\n")
+    readme.write_text(
+        f"# Title\n{RESULTS_BEGIN}\nold\n{RESULTS_END}\nText.\n{TIMES_BEGIN}\nold\n{TIMES_END}\nThe end.\n"
+    )
     summary = pd.DataFrame([{"notebook": "04", "profile": "cpu", "device": "CPU", **ROW}])
-    update_readme(readme, summary)
+    facts = {"seconds": 90.0, "peak_memory_mb": 1234, "profile": "cpu", "device": "cpu"}
+    update_readme(readme, summary, {"stages": {"04_baseline_cnn": facts}})
     text = readme.read_text()
-    assert "old" not in text and "61.2%" in text and text.startswith("# Title\n") and text.endswith("The end.\n")
-    update_readme(readme, summary)
+    assert "old" not in text and text.startswith("# Title\n") and text.endswith("The end.\n")
+    assert "61.2%" in text.split("Text.")[0]
+    assert "| 1.5       | 1.2 GB" in text.split("Text.")[1]
+    update_readme(readme, summary, {"stages": {"04_baseline_cnn": facts}})
     assert readme.read_text() == text
 
 
-def test_readme_of_this_project_agrees_with_its_summary():
-    summary = pd.read_csv(PROJECT_ROOT / "reports" / "summary.csv")
+def test_readme_of_this_project_agrees_with_its_reports():
+    reports = PROJECT_ROOT / "reports"
     text = (PROJECT_ROOT / "README.md").read_text(encoding="utf8")
-    shown = text.split(README_BEGIN)[1].split(README_END)[0].strip()
-    assert shown == results_table(summary)
+    shown = text.split(RESULTS_BEGIN)[1].split(RESULTS_END)[0].strip()
+    assert shown == results_table(pd.read_csv(reports / "summary.csv"))
+    shown = text.split(TIMES_BEGIN)[1].split(TIMES_END)[0].strip()
+    assert shown == times_table(json.loads((reports / "provenance.json").read_text()))
 
 
 def test_published_report_is_consistent():

@@ -46,7 +46,8 @@ def dependencies(
 def differences(old: Mapping, new: Mapping) -> list[str]:
     """What changed between two results of `dependencies`, in words; empty when nothing did."""
     found = [f"{key} {old[key]} -> {new[key]}" for key in ("profile", "device", "data") if old[key] != new[key]]
-    found += [f"{file} changed" for file in _changed_keys(old["modules"], new["modules"])]
+    modules = _changed_keys(old["modules"], new["modules"])
+    found += [f"{', '.join(modules)} changed"] if modules else []
     found += [f"needed file {file} changed" for file in _changed_keys(old["inputs"], new["inputs"])]
     before, after = old["parameters"], new["parameters"]
     for name in _changed_keys(before, after):
@@ -55,7 +56,8 @@ def differences(old: Mapping, new: Mapping) -> list[str]:
         found.append(f"{len(new['cells'])} code cells instead of {len(old['cells'])}")
     else:
         pairs = enumerate(zip(old["cells"], new["cells"], strict=True), start=1)
-        found += [f"code cell {number} changed" for number, (a, b) in pairs if a != b]
+        cells = [str(number) for number, (a, b) in pairs if a != b]
+        found += [f"code cell{'s' if len(cells) > 1 else ''} {', '.join(cells)} changed"] if cells else []
     return found
 
 

@@ -12,14 +12,15 @@ from fer_utils.pipeline.execution import shrink_picture
 from fer_utils.report import CLAIM_COLUMNS, SUMMARY_COLUMNS, format_cell, write_csv
 
 ASSETS = Path(__file__).parents[1] / "assets"
-README_BEGIN, README_END = "<!-- results: generated from reports/summary.csv -->", "<!-- end of results -->"
+RESULTS_BEGIN, RESULTS_END = "<!-- results: generated from reports/summary.csv -->", "<!-- end of results -->"
+TIMES_BEGIN, TIMES_END = "<!-- times: generated from reports/provenance.json -->", "<!-- end of times -->"
 
 
 def build_report(reports: Path, provenance: dict) -> None:
     """Make summary.csv, claims.csv, anchors.csv, provenance.json and report.html from what the notebooks published.
 
-    reports: the folder that holds tables/, figures/ and manifests/. For the project's own reports the results table in
-    README.md is renewed as well.
+    reports: the folder that holds tables/, figures/ and manifests/. For the project's own reports the tables of results
+    and of times in README.md are renewed as well.
     """
     manifests = [json.loads(path.read_text()) for path in sorted((reports / "manifests").glob("*.json"))]
     summary = pd.DataFrame([row for m in manifests for row in m["summary"]], columns=SUMMARY_COLUMNS)
@@ -31,7 +32,7 @@ def build_report(reports: Path, provenance: dict) -> None:
     atomic_write(reports / "provenance.json", (json.dumps(provenance, indent=1, sort_keys=True) + "\n").encode())
     atomic_write(reports / "report.html", render_page(reports, manifests, summary, claims, provenance).encode())
     if reports == PROJECT_ROOT / "reports":
-        update_readme(PROJECT_ROOT / "README.md", summary)
+        update_readme(PROJECT_ROOT / "README.md", summary, provenance)
 
 
 def render_page(
@@ -91,12 +92,30 @@ def results_table(summary: pd.DataFrame) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-def update_readme(readme: Path, summary: pd.DataFrame) -> None:
-    """Put the results table between its two markers in README.md; nothing else changes."""
+def times_table(provenance: dict) -> str:
+    """The README's times: one Markdown row per notebook, as its last run took them."""
+    rows = [
+        {
+            "notebook": name,
+            "minutes": f"{facts['seconds'] / 60:.1f}",
+            "peak memory": f"{facts['peak_memory_mb'] / 1000:.1f} GB",
+            "profile": facts["profile"],
+        }
+        for name, facts in sorted(provenance["stages"].items())
+    ]
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
+def update_readme(readme: Path, summary: pd.DataFrame, provenance: dict) -> None:
+    """Put the tables of results and times between their markers in README.md; nothing else changes."""
     text = readme.read_text(encoding="utf8")
-    before, rest = text.split(README_BEGIN)
-    after = rest.split(README_END)[1]
-    atomic_write(readme, f"{before}{README_BEGIN}\n{results_table(summary)}\n{README_END}{after}".encode())
+    for begin, end, table in [
+        (RESULTS_BEGIN, RESULTS_END, results_table(summary)),
+        (TIMES_BEGIN, TIMES_END, times_table(provenance)),
+    ]:
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    atomic_write(readme, text.encode())
 
 
 def _page_artifact(reports: Path, artifact: dict) -> dict:

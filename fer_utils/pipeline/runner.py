@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TextIO
@@ -198,16 +198,16 @@ def run_waiting(run: Run, waiting: Sequence[Planned], code: Mapping, screen: Scr
 
 def run_stage(run: Run, stage: Stage, code: Mapping, screen: Screen) -> float:
     """Run one notebook in its staging folder and publish what it made; returns the seconds that took."""
-    staging, depends, started = run.folders.staging(stage.name), run.depends(stage), time.monotonic()
+    staging, depends = run.folders.staging(stage.name), run.depends(stage)
     prepare_staging(staging, depends, run.force)
     minutes = stage.timeout_minutes or max(10, 10 * stage.minutes[run.profile])
     notebook = run.root / "notebooks" / f"{stage.name}.ipynb"
-    with measure_memory() as memory:
+    with measure_memory() as memory, stopwatch(staging / "training" / "seconds") as spent:
         run_notebook(notebook, notebook_of(run, stage), injected(run, stage), round(60 * minutes), screen, screen.log)
     check_gives(stage, staging)
     clean_notebook(notebook_of(run, stage), public_names(run))
     facts = {
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(spent(), 1),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": run.device,
         "profile": run.profile,
@@ -224,6 +224,20 @@ def run_stage(run: Run, stage: Stage, code: Mapping, screen: Screen) -> float:
         raise StageFailed(f"its end: what it made cannot be published ({error}); it will run again") from error
     shutil.rmtree(staging)
     return facts["seconds"]
+
+
+@contextlib.contextmanager
+def stopwatch(file: Path) -> Iterator[Callable[[], float]]:
+    """Gives the seconds that a stage has taken so far, with those of stopped runs whose training it goes on with.
+
+    file: keeps them for the next run, beside the checkpoints; where there are none, nothing goes on.
+    """
+    before, started = float(file.read_text()) if file.is_file() else 0.0, time.monotonic()
+    try:
+        yield lambda: before + time.monotonic() - started
+    finally:
+        if file.parent.is_dir():
+            atomic_write(file, str(before + time.monotonic() - started).encode())
 
 
 def injected(run: Run, stage: Stage) -> dict[str, object]:
