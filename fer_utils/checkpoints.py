@@ -45,8 +45,9 @@ def save_compact(model: nn.Module, path: Path) -> None:
     """
     weights = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"signature": json.dumps(signature(model))}
-    save_file({name: t.contiguous() for name, t in weights.items()}, path, metadata=about)
+    fresh, about = path.with_suffix(".tmp"), {"signature": json.dumps(signature(model))}
+    save_file({name: t.contiguous() for name, t in weights.items()}, fresh, metadata=about)
+    os.replace(fresh, path)
 
 
 def load_weights(model: nn.Module, path: Path) -> nn.Module:

@@ -5,7 +5,7 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import isclose
 
 import torch
@@ -97,14 +97,24 @@ def measure_latency(model: nn.Module, batch_size: int, repeats: int = 9, warm_up
     training, device = model.training, next(model.parameters()).device
     model.eval()
     images = torch.zeros(batch_size, 1, 48, 48, device=device)
-    seconds = []
-    for _ in range(warm_up + repeats):
-        start = time.perf_counter()
+
+    def answer() -> None:
         model(images)
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # until then the GPU has only been told what to do
-        seconds.append(time.perf_counter() - start)
+
+    milliseconds = median_ms(answer, repeats, warm_up)
     model.train(training)
+    return milliseconds
+
+
+def median_ms(call: Callable[[], object], repeats: int, warm_up: int) -> float:
+    """Median milliseconds of a call; the first warm_up of them do not count."""
+    seconds = []
+    for _ in range(warm_up + repeats):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
     return 1000 * statistics.median(seconds[warm_up:])
 
 

@@ -5,8 +5,7 @@ repeats numbers of reports/ and has none of its own but its size and speed. Expo
 development group.
 """
 
-import statistics
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import nn
 from fer_utils.augment import to_float
 from fer_utils.checkpoints import load_classifier, save_compact
 from fer_utils.data import EMOTIONS, PROJECT_ROOT, atomic_write, published
+from fer_utils.flops import median_ms
 from fer_utils.report import to_markdown
 
 NOTEBOOK, MODEL, WEIGHTS = "04_baseline_cnn", "baseline_cnn", "baseline_cnn_seed0.pt"
@@ -46,31 +46,24 @@ def export_onnx(model: nn.Module, path: Path) -> None:
     )  # fmt: skip
 
 
-def median_ms(run, batch_size: int, repeats: int = 30) -> float:
-    """Median milliseconds in which run answers a batch of pixels (batch_size,48,48) uint8, after a warm-up."""
-    pixels, seconds = np.zeros((batch_size, 48, 48), np.uint8), []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run(pixels)
-        seconds.append(time.perf_counter() - start)
-    return 1000 * statistics.median(seconds[repeats // 3 :])
-
-
+@torch.inference_mode()
 def measure(model: nn.Module, onnx_file: Path) -> pd.DataFrame:
     """Milliseconds for one face and for 64, with PyTorch and with ONNX Runtime, on this CPU."""
     import onnxruntime  # of the development group
 
     from_pixels = FromPixels(model).eval()
     session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
-
-    @torch.inference_mode()
-    def with_torch(pixels: np.ndarray) -> None:
-        from_pixels(torch.from_numpy(pixels))
-
-    runs = {"PyTorch": with_torch, "ONNX Runtime": lambda pixels: session.run(None, {"pixels": pixels})}
-    return pd.DataFrame(
-        [{"with": name, **{f"ms, batch {n}": median_ms(run, n) for n in (1, 64)}} for name, run in runs.items()]
-    )
+    runs = {
+        "PyTorch": lambda pixels: from_pixels(torch.from_numpy(pixels)),
+        "ONNX Runtime": lambda pixels: session.run(None, {"pixels": pixels}),
+    }
+    rows = []
+    for name, run in runs.items():
+        row = {"with": name}
+        for n in (1, 64):
+            row[f"ms, batch {n}"] = median_ms(partial(run, np.zeros((n, 48, 48), np.uint8)), repeats=20, warm_up=10)
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def main() -> None:

@@ -70,7 +70,8 @@ def device_name(device: torch.device) -> str:
     """The device as tables name it: the GPU's model, or the kind of processor with the number of threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def fit(
