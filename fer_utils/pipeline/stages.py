@@ -171,7 +171,7 @@ STAGES = (
             "predictions/10_resnet18_scratch.npz",
             "predictions/10_resnet18_fine_tuned.npz",
         ),
-        minutes={"sample": 2, "cpu": 40, "full": 6},
+        minutes={"sample": 2, "cpu": 45, "full": 6},
         needs=("02_landmark_labelling", "03_landmark_model"),
         params={
             "sample": {
@@ -193,7 +193,7 @@ STAGES = (
                 "vgg16_pretrain_images": 0,
                 "vgg16_pretrain_epochs": 5,
                 "batch_size": 256,
-                "lr": 0.08,
+                "lr": 0.002,
             },
         },
         timeout_minutes=240,
@@ -207,7 +207,7 @@ STAGES = (
             "predictions/11_best_local_global.npz",
             "checkpoints/best_local_global.pt",
         ),
-        minutes={"sample": 2, "cpu": 35, "full": 6},
+        minutes={"sample": 2, "cpu": 60, "full": 6},
         needs=("02_landmark_labelling", "03_landmark_model", "05_attention_resnet"),
         params={
             "sample": {
@@ -223,7 +223,7 @@ STAGES = (
                 "epochs": 6,
                 "final_epochs": 24,
                 "batch_size": 512,
-                "lr": 0.1,
+                "lr": 0.002,
             },
         },
         timeout_minutes=240,
