@@ -72,13 +72,13 @@ def anchors_table(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def results_table(summary: pd.DataFrame) -> str:
-    """The README's results: one Markdown row per model and split, accuracies in percent."""
+    """The README's results on test: one Markdown row per model, accuracies in percent."""
     percent = "{:.1%}".format
     rows = [
         {
             "notebook": row.notebook,
             "model": row.model,
-            "split (n)": f"{row.split} ({row.n:,})",
+            "n": f"{row.n:,}",
             "accuracy": percent(row.accuracy),
             "95 % interval": f"{percent(row.ci_low)} - {percent(row.ci_high)}",
             "macro-F1": f"{row.macro_f1:.3f}",
@@ -87,7 +87,7 @@ def results_table(summary: pd.DataFrame) -> str:
             "GMACs": f"{row.gmacs:.3f}",
             "profile, device": f"{row.profile}, {row.device}",
         }
-        for row in summary.itertuples()
+        for row in summary[summary.split == "test"].itertuples()
     ]
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
