@@ -24,6 +24,7 @@ def build_report(reports: Path, provenance: dict) -> None:
     """
     manifests = [json.loads(path.read_text()) for path in sorted((reports / "manifests").glob("*.json"))]
     summary = pd.DataFrame([row for m in manifests for row in m["summary"]], columns=SUMMARY_COLUMNS)
+    summary["epochs"] = summary.epochs.astype("Int64")  # an ensemble has none
     claims = pd.DataFrame([row for m in manifests for row in m["claims"]], columns=CLAIM_COLUMNS)
     (reports / "tables").mkdir(parents=True, exist_ok=True)
     write_csv(summary, reports / "summary.csv")
@@ -132,4 +133,4 @@ def _page_artifact(reports: Path, artifact: dict) -> dict:
 
 def to_html(table: pd.DataFrame, digits: int) -> str:
     """An HTML table with floats rounded to `digits` and missing values as a dash."""
-    return table.map(lambda value: format_cell(value, digits)).to_html(index=False, border=0, justify="left")
+    return table.astype(object).map(lambda value: format_cell(value, digits)).to_html(index=False, border=0, justify="left")
