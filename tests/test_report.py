@@ -79,6 +79,7 @@ def test_page_is_self_contained_and_holds_everything(tmp_path):
     publish(tmp_path)
     build_report(tmp_path, {"commit": "abc123"})
     page = (tmp_path / "report.html").read_text()
+    assert '<h2 id="04_baseline_cnn">04 · How far does a LeNet-style CNN get?</h2>' in page
     assert 'alt="A rising line."' in page and "A &lt;curve&gt;." in page and "abc123" in page and "35,887" in page
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "the page loads something from elsewhere"
     assert json.loads((tmp_path / "provenance.json").read_text()) == {"commit": "abc123"}
@@ -153,7 +154,7 @@ def test_published_report_is_consistent():
     tables = PROJECT_ROOT / "reports" / "tables"
     counts = pd.read_csv(tables / "01_class_counts.csv").groupby("split").n.sum()
     assert counts.to_dict() == {"train": 28709, "val": 3589, "test": 3589}
-    for notebook in ("04", "05"):
+    for notebook in ("04", "05", "11"):
         recall = pd.read_csv(tables / f"{notebook}_recall.csv").set_index("emotion")
         parts = recall.drop("all")
         assert parts.n.sum() == recall.n["all"] and parts.hits.sum() == recall.hits["all"]

@@ -42,8 +42,7 @@ def render_page(
     """One self-contained HTML page: claims, summary, every figure and table with its caption, provenance."""
     environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True)
     sections = [
-        m
-        | {"title": m["notebook"].replace("_", " "), "artifacts": [_page_artifact(reports, a) for a in m["artifacts"]]}
+        m | {"title": _title(m["notebook"]), "artifacts": [_page_artifact(reports, a) for a in m["artifacts"]]}
         for m in manifests
     ]
     return environment.get_template("report.html.j2").render(
@@ -119,6 +118,15 @@ def update_readme(readme: Path, summary: pd.DataFrame, provenance: dict) -> None
     atomic_write(readme, text.encode())
 
 
+def _title(name: str) -> str:
+    """The heading of a notebook, which is its question; the name itself where there is no such notebook."""
+    notebook = PROJECT_ROOT / "notebooks" / f"{name}.ipynb"
+    if not notebook.is_file():
+        return name.replace("_", " ")
+    first = json.loads(notebook.read_text(encoding="utf8"))["cells"][0]["source"]
+    return "".join(first).splitlines()[0].lstrip("# ")
+
+
 def _page_artifact(reports: Path, artifact: dict) -> dict:
     """An artifact with what the page shows of it: the picture as a data URI, or the table as HTML."""
     if artifact["kind"] == "figure":
@@ -133,4 +141,8 @@ def _page_artifact(reports: Path, artifact: dict) -> dict:
 
 def to_html(table: pd.DataFrame, digits: int) -> str:
     """An HTML table with floats rounded to `digits` and missing values as a dash."""
-    return table.astype(object).map(lambda value: format_cell(value, digits)).to_html(index=False, border=0, justify="left")
+    return (
+        table.astype(object)
+        .map(lambda value: format_cell(value, digits))
+        .to_html(index=False, border=0, justify="left")
+    )
