@@ -219,6 +219,15 @@ def test_findings_named_in_the_readme_are_those_of_the_tables():
     assert f"({accuracy['none']:.1f} %, with crops {accuracy['crp']:.1f} %)" in text
     best = pd.read_csv(tables / "07_ensemble.csv").query("chosen == 'yes'").iloc[0]
     assert f"right on {100 * best.accuracy:.1f} % of test, {100 * best.difference:.1f} points more" in text
+    curve = pd.read_csv(tables / "10_label_curve.csv").query("network == 'resnet18'")
+    few, all_labels = (
+        100 * part.set_index(["start", "mode"]).accuracy for _, part in curve.query("labels != 2872").groupby("labels")
+    )
+    tuned, scratch = ("landmarks", "fine-tuned"), ("scratch", "scratch")
+    assert f"right on {few[tuned]:.1f} % of test, from scratch on {few[scratch]:.1f} %" in text
+    assert f"on {all_labels[tuned]:.1f} % against {all_labels[scratch]:.1f} %" in text
+    assert f"only where labels are few ({few['rotation', 'fine-tuned']:.1f} %)" in text
+    assert few["rotation", "fine-tuned"] > few[scratch] and all_labels["rotation", "fine-tuned"] < all_labels[scratch]
 
 
 def test_speeds_named_in_the_readme_are_those_of_the_benchmark():
