@@ -292,6 +292,14 @@ def test_large_pictures_of_an_executed_notebook_are_made_smaller(tmp_path: Path)
         assert image.size == (200, 200)
 
 
+def test_published_notebooks_leave_out_the_middle_of_long_outputs() -> None:
+    printed = "".join(f"line {number}\n" for number in range(610))
+    lines = execution.shorten(printed).splitlines()
+    assert lines[0] == "line 0" and lines[-1] == "line 609" and len(lines) == 101
+    assert lines[50] == "[... 510 lines left out ...]"
+    assert execution.shorten("".join(printed.splitlines(keepends=True)[:100])).count("\n") == 100
+
+
 def test_commit_is_dirty_by_code_not_by_reports(tmp_path: Path) -> None:
     assert code_state(tmp_path) == {"commit": None, "dirty": None}
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]

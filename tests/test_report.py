@@ -79,6 +79,7 @@ def test_page_is_self_contained_and_holds_everything(tmp_path):
     publish(tmp_path)
     build_report(tmp_path, {"commit": "abc123"})
     page = (tmp_path / "report.html").read_text()
+    assert '<h2 id="04_baseline_cnn">04 · How far does a LeNet-style CNN get?</h2>' in page
     assert 'alt="A rising line."' in page and "A &lt;curve&gt;." in page and "abc123" in page and "35,887" in page
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "the page loads something from elsewhere"
     assert json.loads((tmp_path / "provenance.json").read_text()) == {"commit": "abc123"}
@@ -153,7 +154,7 @@ def test_published_report_is_consistent():
     tables = PROJECT_ROOT / "reports" / "tables"
     counts = pd.read_csv(tables / "01_class_counts.csv").groupby("split").n.sum()
     assert counts.to_dict() == {"train": 28709, "val": 3589, "test": 3589}
-    for notebook in ("04", "05"):
+    for notebook in ("04", "05", "11"):
         recall = pd.read_csv(tables / f"{notebook}_recall.csv").set_index("emotion")
         parts = recall.drop("all")
         assert parts.n.sum() == recall.n["all"] and parts.hits.sum() == recall.hits["all"]
@@ -218,6 +219,26 @@ def test_findings_named_in_the_readme_are_those_of_the_tables():
     assert f"({accuracy['none']:.1f} %, with crops {accuracy['crp']:.1f} %)" in text
     best = pd.read_csv(tables / "07_ensemble.csv").query("chosen == 'yes'").iloc[0]
     assert f"right on {100 * best.accuracy:.1f} % of test, {100 * best.difference:.1f} points more" in text
+    ablation = pd.read_csv(tables / "11_ablation.csv").set_index("variant")
+    regions, millions = 100 * ablation.accuracy, ablation.params / 1e6
+    assert f"({millions['local']:.1f} million parameters, {regions['local']:.1f} % of test)" in text
+    assert (
+        f"({millions['global']:.0f} million, {regions['global']:.1f} %). Fusing both gives {regions['fused']:.1f} %"
+        in text
+    )
+    assert (
+        f"({regions['fused_whole']:.1f} %); regions that follow the landmarks give {regions['fused_landmarks']:.1f} %"
+        in text
+    )
+    curve = pd.read_csv(tables / "10_label_curve.csv").query("network == 'resnet18'")
+    few, all_labels = (
+        100 * part.set_index(["start", "mode"]).accuracy for _, part in curve.query("labels != 2872").groupby("labels")
+    )
+    tuned, scratch = ("landmarks", "fine-tuned"), ("scratch", "scratch")
+    assert f"right on {few[tuned]:.1f} % of test, from scratch on {few[scratch]:.1f} %" in text
+    assert f"on {all_labels[tuned]:.1f} % against {all_labels[scratch]:.1f} %" in text
+    assert f"only where labels are few ({few['rotation', 'fine-tuned']:.1f} %)" in text
+    assert few["rotation", "fine-tuned"] > few[scratch] and all_labels["rotation", "fine-tuned"] < all_labels[scratch]
 
 
 def test_speeds_named_in_the_readme_are_those_of_the_benchmark():

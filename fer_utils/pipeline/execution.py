@@ -114,7 +114,7 @@ def last_started(staged: Path) -> str:
 
 
 def clean_notebook(staged: Path, names: Mapping[str, str]) -> None:
-    """Make an executed notebook the same on every machine, without absolute paths, times or dead widgets, and smaller.
+    """Make an executed notebook the same on every machine, without absolute paths, times or dead widgets, and shorter.
 
     names: absolute path -> what to write instead of it; "" for a folder makes paths below it relative to it.
     """
@@ -130,8 +130,18 @@ def clean_notebook(staged: Path, names: Mapping[str, str]) -> None:
             data = output.get("data", {})
             data.pop("application/vnd.jupyter.widget-view+json", None)
             shrink_picture(data)
+            if output["output_type"] == "stream":
+                output["text"] = shorten("".join(output["text"]))
     text = json.dumps(_renamed(notebook, names), indent=1, ensure_ascii=False) + "\n"
     atomic_write(staged, text.encode())
+
+
+def shorten(printed: str, most: int = 100) -> str:
+    """What a cell printed, of more than `most` lines only the first and the last, and how many are left out."""
+    lines, kept = printed.splitlines(keepends=True), most // 2
+    if len(lines) <= most:
+        return printed
+    return "".join([*lines[:kept], f"[... {len(lines) - 2 * kept} lines left out ...]\n", *lines[-kept:]])
 
 
 def shrink_picture(data: dict[str, str], limit: int = 100_000) -> None:

@@ -24,6 +24,7 @@ def build_report(reports: Path, provenance: dict) -> None:
     """
     manifests = [json.loads(path.read_text()) for path in sorted((reports / "manifests").glob("*.json"))]
     summary = pd.DataFrame([row for m in manifests for row in m["summary"]], columns=SUMMARY_COLUMNS)
+    summary["epochs"] = summary.epochs.astype("Int64")  # an ensemble has none
     claims = pd.DataFrame([row for m in manifests for row in m["claims"]], columns=CLAIM_COLUMNS)
     (reports / "tables").mkdir(parents=True, exist_ok=True)
     write_csv(summary, reports / "summary.csv")
@@ -41,8 +42,7 @@ def render_page(
     """One self-contained HTML page: claims, summary, every figure and table with its caption, provenance."""
     environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True)
     sections = [
-        m
-        | {"title": m["notebook"].replace("_", " "), "artifacts": [_page_artifact(reports, a) for a in m["artifacts"]]}
+        m | {"title": _title(m["notebook"]), "artifacts": [_page_artifact(reports, a) for a in m["artifacts"]]}
         for m in manifests
     ]
     return environment.get_template("report.html.j2").render(
@@ -72,13 +72,13 @@ def anchors_table(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def results_table(summary: pd.DataFrame) -> str:
-    """The README's results: one Markdown row per model and split, accuracies in percent."""
+    """The README's results on test: one Markdown row per model, accuracies in percent."""
     percent = "{:.1%}".format
     rows = [
         {
             "notebook": row.notebook,
             "model": row.model,
-            "split (n)": f"{row.split} ({row.n:,})",
+            "n": f"{row.n:,}",
             "accuracy": percent(row.accuracy),
             "95 % interval": f"{percent(row.ci_low)} - {percent(row.ci_high)}",
             "macro-F1": f"{row.macro_f1:.3f}",
@@ -87,7 +87,7 @@ def results_table(summary: pd.DataFrame) -> str:
             "GMACs": f"{row.gmacs:.3f}",
             "profile, device": f"{row.profile}, {row.device}",
         }
-        for row in summary.itertuples()
+        for row in summary[summary.split == "test"].itertuples()
     ]
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
@@ -118,6 +118,15 @@ def update_readme(readme: Path, summary: pd.DataFrame, provenance: dict) -> None
     atomic_write(readme, text.encode())
 
 
+def _title(name: str) -> str:
+    """The heading of a notebook, which is its question; the name itself where there is no such notebook."""
+    notebook = PROJECT_ROOT / "notebooks" / f"{name}.ipynb"
+    if not notebook.is_file():
+        return name.replace("_", " ")
+    first = json.loads(notebook.read_text(encoding="utf8"))["cells"][0]["source"]
+    return "".join(first).splitlines()[0].lstrip("# ")
+
+
 def _page_artifact(reports: Path, artifact: dict) -> dict:
     """An artifact with what the page shows of it: the picture as a data URI, or the table as HTML."""
     if artifact["kind"] == "figure":
@@ -132,4 +141,8 @@ def _page_artifact(reports: Path, artifact: dict) -> dict:
 
 def to_html(table: pd.DataFrame, digits: int) -> str:
     """An HTML table with floats rounded to `digits` and missing values as a dash."""
-    return table.map(lambda value: format_cell(value, digits)).to_html(index=False, border=0, justify="left")
+    return (
+        table.astype(object)
+        .map(lambda value: format_cell(value, digits))
+        .to_html(index=False, border=0, justify="left")
+    )

@@ -171,7 +171,7 @@ STAGES = (
             "predictions/10_resnet18_scratch.npz",
             "predictions/10_resnet18_fine_tuned.npz",
         ),
-        minutes={"sample": 2, "cpu": 45, "full": 6},
+        minutes={"sample": 2, "cpu": 55, "full": 6},
         needs=("02_landmark_labelling", "03_landmark_model"),
         params={
             "sample": {
