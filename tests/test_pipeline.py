@@ -415,6 +415,13 @@ def test_plan_gives_the_reason(
     assert finished.runs() == ["01_count", "02_train"]
 
 
+def test_stage_does_not_depend_on_what_others_made_for_people_only(finished: Project) -> None:
+    published = json.loads((finished.root / "outputs/stamps/01_count.json").read_text())["outputs"]
+    read = json.loads((finished.root / "outputs/stamps/02_train.json").read_text())["depends"]["inputs"]
+    left_out = {"outputs/01_count.ipynb", "reports/manifests/01_count.json", "reports/figures/01_count.png"}
+    assert set(read) == set(published) - left_out and "reports/tables/01_count.csv" in read
+
+
 def test_plan_follows_the_options(finished: Project, capsys: pytest.CaptureFixture) -> None:
     assert plan_of(finished, capsys, "--force", "--only", "2") == {"02_train": "forced"}
     assert plan_of(finished, capsys, "--from", "02", "--profile", "full") == {
