@@ -219,6 +219,11 @@ def test_findings_named_in_the_readme_are_those_of_the_tables():
     assert f"({accuracy['none']:.1f} %, with crops {accuracy['crp']:.1f} %)" in text
     best = pd.read_csv(tables / "07_ensemble.csv").query("chosen == 'yes'").iloc[0]
     assert f"right on {100 * best.accuracy:.1f} % of test, {100 * best.difference:.1f} points more" in text
+    looks = pd.read_csv(tables / "claims.csv").query("claim.str.startswith('where the network looks')")
+    verdicts = looks.set_index(looks.claim.str.split(", ").str[1]).verdict.str.split(":").str[0]
+    assert "put happy on the mouth, as claimed" in text and verdicts["happy"] == "confirmed"
+    assert "is not, or only partly, confirmed" in text
+    assert set(verdicts[["fear", "surprise", "sad"]]) <= {"partly", "not confirmed"}
     ablation = pd.read_csv(tables / "11_ablation.csv").set_index("variant")
     regions, millions = 100 * ablation.accuracy, ablation.params / 1e6
     assert f"({millions['local']:.1f} million parameters, {regions['local']:.1f} % of test)" in text
@@ -235,6 +240,7 @@ def test_findings_named_in_the_readme_are_those_of_the_tables():
         100 * part.set_index(["start", "mode"]).accuracy for _, part in curve.query("labels != 2872").groupby("labels")
     )
     tuned, scratch = ("landmarks", "fine-tuned"), ("scratch", "scratch")
+    assert f"with {curve.labels.min()} labels, ResNet18 fine-tuned from notebook 03's landmark network" in text
     assert f"right on {few[tuned]:.1f} % of test, from scratch on {few[scratch]:.1f} %" in text
     assert f"on {all_labels[tuned]:.1f} % against {all_labels[scratch]:.1f} %" in text
     assert f"only where labels are few ({few['rotation', 'fine-tuned']:.1f} %)" in text

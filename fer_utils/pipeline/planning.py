@@ -68,7 +68,10 @@ class Run:
         return bool(self.rafdb) and "rafdb" in declared_parameters(self.cells[stage.name])
 
     def _input_hashes(self, stage: Stage) -> dict[str, str | None]:
-        """Of the published files it may read. Pictures and executed notebooks are for people; manifests hold times."""
+        """Of the published files that decide its result.
+
+        Pictures and executed notebooks are for people; manifests repeat what tables and logits say, and hold times.
+        """
         stamps = [read_stamp(self.inputs[stage.name].stamp(need)) for need in stage.needs]
         files = [file for stamp in stamps if stamp for file in stamp["outputs"] if "/manifests/" not in file]
         return {file: content_hash(self.root / file) for file in files if not file.endswith((".png", ".ipynb"))}

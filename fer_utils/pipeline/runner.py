@@ -233,11 +233,15 @@ def stopwatch(file: Path) -> Iterator[Callable[[], float]]:
     file: keeps them for the next run, beside the checkpoints; where there are none, nothing goes on.
     """
     before, started = float(file.read_text()) if file.is_file() else 0.0, time.monotonic()
+
+    def spent() -> float:
+        return before + time.monotonic() - started
+
     try:
-        yield lambda: before + time.monotonic() - started
+        yield spent
     finally:
         if file.parent.is_dir():
-            atomic_write(file, str(before + time.monotonic() - started).encode())
+            atomic_write(file, str(spent()).encode())
 
 
 def injected(run: Run, stage: Stage) -> dict[str, object]:

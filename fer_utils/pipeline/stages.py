@@ -171,7 +171,7 @@ STAGES = (
             "predictions/10_resnet18_scratch.npz",
             "predictions/10_resnet18_fine_tuned.npz",
         ),
-        minutes={"sample": 2, "cpu": 55, "full": 6},
+        minutes={"sample": 3, "cpu": 55, "full": 6},
         needs=("02_landmark_labelling", "03_landmark_model"),
         params={
             "sample": {
@@ -207,7 +207,7 @@ STAGES = (
             "predictions/11_best_local_global.npz",
             "checkpoints/best_local_global.pt",
         ),
-        minutes={"sample": 2, "cpu": 60, "full": 6},
+        minutes={"sample": 3, "cpu": 60, "full": 6},
         needs=("02_landmark_labelling", "03_landmark_model", "05_attention_resnet"),
         params={
             "sample": {
