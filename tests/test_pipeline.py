@@ -415,6 +415,12 @@ def test_plan_gives_the_reason(
     assert finished.runs() == ["01_count", "02_train"]
 
 
+def test_plan_names_three_of_many_changed_files() -> None:
+    old = freshness.dependencies([], {}, Path("none"), "data", "cpu", "cpu", {f"{n}.csv": "before" for n in range(5)})
+    new = old | {"inputs": {file: "after" for file in old["inputs"]}}
+    assert freshness.differences(old, new) == ["needed files 0.csv, 1.csv, 2.csv and 2 more changed"]
+
+
 def test_stage_does_not_depend_on_what_others_made_for_people_only(finished: Project) -> None:
     published = json.loads((finished.root / "outputs/stamps/01_count.json").read_text())["outputs"]
     read = json.loads((finished.root / "outputs/stamps/02_train.json").read_text())["depends"]["inputs"]

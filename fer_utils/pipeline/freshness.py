@@ -48,7 +48,9 @@ def differences(old: Mapping, new: Mapping) -> list[str]:
     found = [f"{key} {old[key]} -> {new[key]}" for key in ("profile", "device", "data") if old[key] != new[key]]
     modules = _changed_keys(old["modules"], new["modules"])
     found += [f"{', '.join(modules)} changed"] if modules else []
-    found += [f"needed file {file} changed" for file in _changed_keys(old["inputs"], new["inputs"])]
+    needed = _changed_keys(old["inputs"], new["inputs"])
+    rest = f" and {len(needed) - 3} more" if len(needed) > 3 else ""
+    found += [f"needed file{'s' if len(needed) > 1 else ''} {', '.join(needed[:3])}{rest} changed"] if needed else []
     before, after = old["parameters"], new["parameters"]
     for name in _changed_keys(before, after):
         found.append(f"parameter {name} {before.get(name, 'default')} -> {after.get(name, 'default')}")
