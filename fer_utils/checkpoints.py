@@ -50,7 +50,7 @@ def save_compact(model: nn.Module, path: Path) -> None:
     os.replace(fresh, path)
 
 
-def load_weights(model: nn.Module, path: Path) -> nn.Module:
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Put saved weights into a model of the same architecture, and set it to evaluation mode.
 
     Raises TrainingError when the file is missing, damaged, or of another architecture or class order.
@@ -61,7 +61,7 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     return model.eval()
 
 
-def load_classifier(path: Path) -> nn.Module:
+def load_classifier(path: str | Path) -> nn.Module:
     """The classifier in a file of save_weights or save_compact, built as it was (stem, attention), in evaluation mode.
 
     Raises TrainingError when the file is missing or damaged, or holds something else.
@@ -78,7 +78,7 @@ def load_classifier(path: Path) -> nn.Module:
     return load_weights(builders[found["architecture"]](), path)
 
 
-def load_backbone(model: nn.Module, path: Path) -> nn.Module:
+def load_backbone(model: nn.Module, path: str | Path) -> nn.Module:
     """Let a model start from the trained backbone of another, as save_weights wrote it; its head stays as it is.
 
     Both must have a backbone under that name, with the same stem and tensors. Raises TrainingError when they do not, or
@@ -100,8 +100,9 @@ def _backbone(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in weights.items() if name.startswith("backbone.")}
 
 
-def _read_weights(path: Path) -> dict:
+def _read_weights(path: str | Path) -> dict:
     """What save_weights or save_compact wrote; TrainingError when the file is missing or damaged."""
+    path = Path(path)
     state = (_read_compact if path.suffix == ".safetensors" else _read)(path) if path.exists() else None
     if not isinstance(state, dict) or not state.keys() >= {"signature", "weights"}:
         raise TrainingError(f"{path} is missing or damaged; run the notebook that trains this model to make it")
@@ -163,7 +164,7 @@ def signature(model: nn.Module) -> dict:
     }
 
 
-def require_same(expected: dict, found: dict, path: Path) -> None:
+def require_same(expected: dict, found: dict, path: str | Path) -> None:
     """Raise TrainingError with the first differences between two flat descriptions."""
     keys = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
     if keys:

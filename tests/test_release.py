@@ -55,6 +55,14 @@ def test_card_repeats_the_published_report():
     assert text.split("Time on a CPU")[0] == expected.split("Time on a CPU")[0]
 
 
+def test_lines_of_code_in_the_card_run_as_they_stand(monkeypatch):
+    monkeypatch.chdir(PROJECT_ROOT)
+    code = (release.FOLDER / "README.md").read_text(encoding="utf8").split("```python\n")[1].split("```")[0]
+    names = {"images": load_sample().images[:3]}
+    exec(code, names)
+    assert names["logits"].shape == (3, 7)
+
+
 def test_shipped_network_has_the_published_accuracy(real_archive):
     images, labels = load_data(real_archive).subset("test")
     summary = pd.read_csv(PROJECT_ROOT / "reports" / "summary.csv").set_index(["model", "split"])
