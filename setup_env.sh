@@ -26,6 +26,11 @@ find_python() {
     stop "no Python 3.10, 3.11 or 3.12 was found; install one (Debian, Ubuntu: sudo apt install python3 python3-venv)"
 }
 
+check_platform() {
+    [ "$(uname -sm)" != "Darwin x86_64" ] ||
+        stop "PyTorch no longer has packages for Macs with Intel processors; use Apple silicon, Linux or WSL"
+}
+
 check_disk() {
     local free used
     free=$(df -Pk "$root" | awk 'NR == 2 { print $4 }')
@@ -73,6 +78,7 @@ set_up() {
     if [ -e "$venv/complete" ] && [ "$(head -n 1 "$venv/complete")" != "$root" ]; then
         stop "$venv was made in another folder and does not survive being moved; delete it and run again"
     fi
+    check_platform
     check_disk
     echo "Setting up $venv (the first time: some minutes, 3 GB to download)..." >&2
     rm -f "$venv/complete" # an interrupted installation must not look complete

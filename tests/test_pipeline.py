@@ -460,6 +460,31 @@ def test_files_that_are_no_longer_made_disappear(finished: Project) -> None:
     assert [path.name for path in (finished.root / "reports/figures").iterdir()] == ["01_new.csv"]
 
 
+def test_files_that_came_with_a_clone_disappear_when_their_stage_runs(finished: Project) -> None:
+    shutil.rmtree(finished.root / "outputs/stamps")
+    (finished.root / "reports/figures/01_before.png").touch()
+    (finished.root / "reports/figures/10_other.png").touch()
+    assert finished.run("--only", "01") == 0
+    assert {path.name for path in (finished.root / "reports/figures").iterdir()} == {"01_count.csv", "10_other.png"}
+
+
+def test_report_that_was_not_built_in_time_is_built_by_the_next_run(finished: Project) -> None:
+    finished.write_notebook("01_count", cell(COUNT.replace("n\\n1", "n\\n2")))
+    with patch.object(runner, "make_report", side_effect=KeyboardInterrupt):
+        assert finished.run() == 130
+    before = (finished.root / "reports/provenance.json").read_text()
+    assert finished.run() == 0
+    assert (finished.root / "reports/provenance.json").read_text() != before
+    assert finished.runs()[2:] == ["01_count", "02_train"]
+
+
+def test_report_that_cannot_be_built_is_said(finished: Project, capsys: pytest.CaptureFixture) -> None:
+    (finished.root / "reports/provenance.json").unlink()
+    with patch.object(runner, "make_report", side_effect=FileNotFoundError("no figures/03_losses.png")):
+        assert finished.run() == 1
+    assert "the report cannot be built: no figures/03_losses.png" in capsys.readouterr().out
+
+
 def test_damaged_report_is_built_again(finished: Project) -> None:
     (finished.root / "reports/provenance.json").unlink()
     assert finished.run() == 0
@@ -500,6 +525,8 @@ def test_imported_modules(project: Project, source: str, modules: set[str]) -> N
         (["-p", "seeds=[]"], "at least one seed"),
         (["-p", "epochs"], "write it as NAME=VALUE"),
         (["-p", "out=elsewhere"], "set by the options --data, --rafdb, --profile and --device"),
+        (["--only", ""], "there is no stage ''; there are 01_count, 02_train"),
+        (["--dry-run", "--download"], "--dry-run starts nothing, not even a download"),
         (["--only", "7"], "there is no stage '7'; there are 01_count, 02_train"),
         (["--only", "2"], "02_train needs results of 01_count, and reports has none"),
         (["--profile", "sample", "--data", "archive.zip"], "--profile sample always uses the embedded sample"),
@@ -686,6 +713,20 @@ def test_failed_notebook_is_named_and_publishes_nothing(
     assert set(psutil.Process().children(recursive=True)) <= children
 
 
+def test_stage_whose_needed_files_are_gone_is_refused(finished: Project, capsys: pytest.CaptureFixture) -> None:
+    (finished.root / "reports/figures/01_count.csv").unlink()
+    assert finished.run("--only", "02", "--force") == 2
+    assert "02_train needs results of 01_count, and reports lacks some; run that stage" in capsys.readouterr().err
+
+
+def test_notebook_that_is_changed_during_the_run_is_not_run(finished: Project, capsys: pytest.CaptureFixture) -> None:
+    change = "later = Path('02_train.ipynb'); later.write_text(later.read_text().replace('0.1', '0.2'))"
+    finished.write_notebook("01_count", cell(COUNT), cell(change))
+    assert finished.run("--force") == 1
+    assert "02_train FAILED at its start: the notebook was changed since this run" in capsys.readouterr().out
+    assert finished.runs()[2:] == ["01_count"]
+
+
 def test_stages_that_do_not_need_the_failed_one_go_on(project: Project, capsys: pytest.CaptureFixture) -> None:
     project.stages = (COUNTING, replace(TRAINING, needs=()))
     project.write_notebook("01_count", cell("1 / 0"))
@@ -747,6 +788,19 @@ def test_killed_run_goes_on_at_its_stage(slow: tuple, capsys: pytest.CaptureFixt
     assert project.run("--only", "01") == 0
     assert project.runs()[2:] == ["01_count", "01_count"]
     assert project.published()["reports/tables/01_count.csv"] == "after epoch 1"
+
+
+def test_killed_forced_run_goes_on_as_well(slow: tuple, capsys: pytest.CaptureFixture) -> None:
+    project, process, _ = slow
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    stamp = project.root / "outputs/stamps/01_count.json"  # as if this very code had been published before
+    [begun] = project.root.rglob("01_count/begun.json")
+    stamp.write_text(json.dumps(json.loads(stamp.read_text()) | {"depends": json.loads(begun.read_text())}))
+    assert plan_of(project, capsys)["01_count"] == "did not finish when it was forced; resumes its training"
+    assert project.run("--only", "01", "--force") == 0
+    assert project.published()["reports/tables/01_count.csv"] == "after epoch 1"
+    assert plan_of(project, capsys)["01_count"] == UP
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
@@ -826,17 +880,16 @@ def test_publishing_that_fails_is_a_failed_stage(finished: Project, capsys: pyte
 def test_training_of_other_code_is_not_resumed(tmp_path: Path) -> None:
     checkpoint, other = tmp_path / "training/last.pt", tmp_path / "tables/old.csv"
 
-    def prepare(depends: dict, force: bool = False) -> bool:
+    def prepare(depends: dict) -> bool:
         for path in (checkpoint, other):
             path.parent.mkdir(exist_ok=True)
             path.touch()
-        runner.prepare_staging(tmp_path, depends, force)
+        runner.prepare_staging(tmp_path, depends)
         assert not other.exists()
         return checkpoint.exists()
 
     assert not prepare({"epochs": 1})
     assert prepare({"epochs": 1})
-    assert not prepare({"epochs": 1}, force=True)
     assert not prepare({"epochs": 2})
 
 

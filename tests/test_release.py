@@ -48,7 +48,7 @@ def test_shipped_network_is_small_and_found_where_nothing_was_trained(tmp_path):
     )  # fmt: skip
 
 
-def test_card_repeats_the_published_report():
+def test_card_repeats_the_published_report(as_committed):
     text = (release.FOLDER / "README.md").read_text(encoding="utf8")
     speed = pd.DataFrame({"with": [], "ms": []})
     expected = release.card(SHIPPED, speed)

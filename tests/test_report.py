@@ -149,7 +149,7 @@ def test_readme_of_this_project_agrees_with_its_reports():
     assert shown == times_table(json.loads((reports / "provenance.json").read_text()))
 
 
-def test_published_report_is_consistent():
+def test_published_report_is_consistent(as_committed):
     """Class totals are official, recalls average to the accuracy, and the logits give the summary's numbers."""
     tables = PROJECT_ROOT / "reports" / "tables"
     counts = pd.read_csv(tables / "01_class_counts.csv").groupby("split").n.sum()
@@ -202,14 +202,14 @@ def test_published_figures_show_the_numbers_of_the_table_of_the_same_name():
             assert set(data[column].dropna()) <= set(table[column].dropna()), column
 
 
-def test_shares_named_in_the_readme_are_those_of_the_tables():
+def test_shares_named_in_the_readme_are_those_of_the_tables(as_committed):
     text = (PROJECT_ROOT / "README.md").read_text(encoding="utf8")
     near = pd.read_csv(PROJECT_ROOT / "reports" / "tables" / "01_near_duplicates.csv").set_index("split").loc["test"]
     assert f"{100 * near.exact_copy_in_train / near.n:.1f} % of the test images have an exact copy in train" in text
     assert f"and {100 * near.share:.1f} % an exact or near copy" in text
 
 
-def test_findings_named_in_the_readme_are_those_of_the_tables():
+def test_findings_named_in_the_readme_are_those_of_the_tables(as_committed):
     text = " ".join((PROJECT_ROOT / "README.md").read_text(encoding="utf8").split())
     tables = PROJECT_ROOT / "reports" / "tables"
     gain = 100 * pd.read_csv(tables / "05_comparison.csv").set_index("recipe")["mean"]
@@ -255,7 +255,7 @@ def test_findings_named_in_the_readme_are_those_of_the_tables():
     assert few["rotation", "fine-tuned"] > few[scratch] and all_labels["rotation", "fine-tuned"] < all_labels[scratch]
 
 
-def test_speeds_named_in_the_readme_are_those_of_the_benchmark():
+def test_speeds_named_in_the_readme_are_those_of_the_benchmark(as_committed):
     text = (PROJECT_ROOT / "README.md").read_text(encoding="utf8")
     table = pd.read_csv(PROJECT_ROOT / "reports" / "tables" / "benchmark_engine.csv")
     for usual, engine in zip(
@@ -265,7 +265,7 @@ def test_speeds_named_in_the_readme_are_those_of_the_benchmark():
         assert f"{speeds}{engine['times as fast']:.1f} times as fast | {engine['input, %']:.1f} % |" in text
 
 
-def test_what_the_readme_says_of_settings_and_seeds_is_what_was_measured():
+def test_what_the_readme_says_of_settings_and_seeds_is_what_was_measured(as_committed):
     text = (PROJECT_ROOT / "README.md").read_text(encoding="utf8")
     tables = PROJECT_ROOT / "reports" / "tables"
     settings = pd.read_csv(tables / "benchmark_settings.csv")

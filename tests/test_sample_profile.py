@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 
 import nbformat
@@ -21,7 +22,8 @@ REPORTS = OUTPUTS / "reports"
 def run_all(*arguments: str, cwd: os.PathLike) -> str:
     """What ./run_all.sh prints, started from another folder; the test fails when it does."""
     command = [str(PROJECT_ROOT / "run_all.sh"), "--profile", "sample", *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    environment = os.environ | {"FER_PYTHON": sys.executable}  # whatever runs the tests; no other is set up
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fer_utils.data import FER2013, HOW_TO_GET, download_fer2013, find_data, load_data
+from fer_utils.data import FER2013, HOW_TO_GET, download_fer2013, find_data, find_ferplus, load_data
 from fer_utils.pipeline.freshness import content_hash, damaged, dependencies, differences, read_begun, read_stamp
 from fer_utils.pipeline.notebooks import (
     CodeCell,
@@ -59,9 +59,12 @@ class Run:
         )
 
     def data_of(self, stage: Stage) -> str:
-        """Form and fingerprint of the data that the stage sees."""
+        """Form and fingerprint of the data that the stage sees, with those of RAF-DB and FER+ if it uses them."""
         rafdb = f", rafdb {self.rafdb_fingerprint}" if self.on_rafdb(stage) else ""
-        return f"{self.faces.form} {self.faces.fingerprint}{rafdb}"
+        found = None if self.source == "sample" else find_ferplus(Path(self.source))
+        votes = found and any("find_ferplus" in cell.source for cell in self.cells[stage.name])
+        ferplus = f", FER+ {' '.join(str(content_hash(path))[:8] for path in found if path)}" if votes else ""
+        return f"{self.faces.form} {self.faces.fingerprint}{rafdb}{ferplus}"
 
     def on_rafdb(self, stage: Stage) -> bool:
         """Whether the stage runs on RAF-DB: when it was given, and the notebook has a parameter for it."""
@@ -118,10 +121,10 @@ def prepare(options: argparse.Namespace, root: Path, stages: tuple[Stage, ...]) 
 
 def select_stages(stages: tuple[Stage, ...], only: str | None, start: str | None) -> tuple[Stage, ...]:
     """The stages that --only or --from name, in running order; all of them without either."""
-    if only:
+    if only is not None:
         wanted = {find_stage(stages, name) for name in only.split(",")}
         return tuple(stage for stage in stages if stage.name in wanted)
-    if start:
+    if start is not None:
         first = find_stage(stages, start)
         return stages[[stage.name for stage in stages].index(first) :]
     return stages
@@ -159,6 +162,8 @@ def wanted_data(options: argparse.Namespace) -> str | Path:
         if options.download or options.data not in ("auto", "sample"):
             raise UsageError("--profile sample always uses the embedded sample; leave out --data, or the profile")
         return "sample"
+    if options.download and options.dry_run:
+        raise UsageError("--dry-run starts nothing, not even a download; leave out one of the two")
     if options.download:
         return download_fer2013()
     return options.data if options.data in ("auto", "sample") else Path(options.data).expanduser().absolute()
@@ -197,9 +202,11 @@ def choose_inputs(stage: Stage, selected: Iterable[Stage], folders: Folders, usu
     running = [other.name for other in selected if other.name in stage.needs]
     source = folders if running else usual
     for need in stage.needs:
-        if need not in running and read_stamp(source.stamp(need)) is None:
+        stamp = read_stamp(source.stamp(need))
+        if need not in running and (not stamp or any(not (source.root / file).exists() for file in stamp["outputs"])):
             place = source.reports.relative_to(source.root)
-            raise UsageError(f"{stage.name} needs results of {need}, and {place} has none; run that stage as well")
+            have = "lacks some" if stamp else "has none"
+            raise UsageError(f"{stage.name} needs results of {need}, and {place} {have}; run that stage as well")
     return source
 
 
@@ -234,6 +241,8 @@ def why_run(run: Run, stage: Stage) -> list[str]:
     stamp, begun = read_stamp(path), read_begun(staging)
     if stamp:
         reasons = differences(stamp["depends"], depends) or damaged(stamp["outputs"], run.root)
+        if not reasons and begun == depends:
+            reasons = ["did not finish when it was forced"]
     elif path.exists():
         reasons = ["its stamp is damaged"]
     else:

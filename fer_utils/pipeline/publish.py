@@ -61,7 +61,8 @@ def check_writable(folders: Folders) -> None:
 def publish(stage: str, folders: Folders, earlier: Iterable[str]) -> dict[str, str]:
     """Copy what a finished stage made to where it is published, and remove what only its earlier run made.
 
-    earlier: the files that the stage's last stamp names. Returns published path below root -> content hash.
+    earlier: the files that the stage's last stamp names; what bears the stage's number in `reports` goes, too.
+    Returns published path below root -> content hash.
     """
     targets = _targets(stage, folders)
     for folder in {target.parent for target in targets.values()}:
@@ -71,7 +72,9 @@ def publish(stage: str, folders: Folders, earlier: Iterable[str]) -> dict[str, s
     for source, target in targets.items():
         atomic_write(target, source.read_bytes())
         outputs[target.relative_to(folders.root).as_posix()] = content_hash(target)
-    for file in set(earlier) - outputs.keys():
+    of_stage = f"{stage.split('_')[0]}_*"  # also what a clone brought along, of which no stamp knows
+    there = (path for part in REPORT_PARTS for path in (folders.reports / part).glob(of_stage))
+    for file in {*earlier, *(path.relative_to(folders.root).as_posix() for path in there)} - outputs.keys():
         (folders.root / file).unlink(missing_ok=True)
     return outputs
 

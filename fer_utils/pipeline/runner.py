@@ -22,7 +22,7 @@ from typing import TextIO
 from fer_utils.data import PROJECT_ROOT, DataError, atomic_write
 from fer_utils.pipeline.execution import StageFailed, check_kernel, clean_notebook, measure_memory, run_notebook
 from fer_utils.pipeline.freshness import content_hash, damaged, read_begun, read_stamp, write_begun, write_stamp
-from fer_utils.pipeline.notebooks import UsageError
+from fer_utils.pipeline.notebooks import UsageError, read_code_cells
 from fer_utils.pipeline.planning import (
     Planned,
     Run,
@@ -33,11 +33,13 @@ from fer_utils.pipeline.planning import (
     prepare,
     why_run,
 )
-from fer_utils.pipeline.provenance import earlier_stages, gather_provenance
+from fer_utils.pipeline.provenance import code_state, earlier_stages, gather_provenance
 from fer_utils.pipeline.publish import Folders, check_writable, publish
 from fer_utils.pipeline.stages import PROFILES, STAGES, Stage
 
-REPORT_FILES = ("summary.csv", "tables/claims.csv", "provenance.json", "report.html")
+REPORT_FILES = ("summary.csv", "tables/claims.csv", "tables/anchors.csv", "provenance.json", "report.html")
+PACKAGE = Path(__file__).parents[1]
+REPORT_CODE = ("pipeline/page.py", "report.py", "assets/report.html.j2", "assets/anchors.csv")
 
 
 def main(argv: Sequence[str] | None = None, root: Path = PROJECT_ROOT, stages: tuple[Stage, ...] = STAGES) -> int:
@@ -157,7 +159,7 @@ class Screen:
 def run_stages(run: Run, plan: list[Planned]) -> int:
     """Run what the plan says, publish each stage as it ends, and build the report; returns the exit code."""
     waiting = [planned for planned in plan if planned.reasons]
-    if not waiting and report_is_intact(run.folders):
+    if not waiting and report_is_up_to_date(run.folders):
         return 0
     check_writable(run.folders)
     if waiting:
@@ -165,15 +167,18 @@ def run_stages(run: Run, plan: list[Planned]) -> int:
     provenance = gather_provenance(run.root, run.faces, Path(run.source).name, run.device, run.profile)
     with open_screen(run.folders.work / "run.log") as screen:
         screen.log.write(describe_plan(run, plan) + "\n")
-        code = {key: provenance[key] for key in ("commit", "dirty")}
-        failed = run_waiting(run, waiting, code, screen)
-        make_report(run.folders, provenance, screen)
+        failed = run_waiting(run, waiting, screen)
+        try:
+            make_report(run.folders, provenance, screen)
+        except (OSError, ValueError) as error:
+            failed.append("the report")
+            screen.say(f"the report cannot be built: {error}")
         if failed:
             screen.say(f"FAILED or skipped: {', '.join(failed)}. The log is {run.folders.work / 'run.log'}")
     return 1 if failed else 0
 
 
-def run_waiting(run: Run, waiting: Sequence[Planned], code: Mapping, screen: Screen) -> list[str]:
+def run_waiting(run: Run, waiting: Sequence[Planned], screen: Screen) -> list[str]:
     """Run the stages one after the other; returns the names of those that failed or could not run for that reason."""
     failed: list[str] = []
     for position, planned in enumerate(waiting):
@@ -188,20 +193,23 @@ def run_waiting(run: Run, waiting: Sequence[Planned], code: Mapping, screen: Scr
             screen.say(f"{stage.name} is up to date after all: the files it needs came out the same")
         else:
             try:
-                seconds = run_stage(run, stage, code, screen)
+                seconds = run_stage(run, stage, screen)
                 screen.say(f"{stage.name} is done ({duration(seconds / 60)})")
-            except StageFailed as error:
+            except (StageFailed, OSError) as error:  # OSError: the disk is full, for example
                 failed.append(stage.name)
                 screen.say(f"{stage.name} FAILED at {error}\n  the notebook so far: {notebook_of(run, stage)}")
     return failed
 
 
-def run_stage(run: Run, stage: Stage, code: Mapping, screen: Screen) -> float:
+def run_stage(run: Run, stage: Stage, screen: Screen) -> float:
     """Run one notebook in its staging folder and publish what it made; returns the seconds that took."""
     staging, depends = run.folders.staging(stage.name), run.depends(stage)
-    prepare_staging(staging, depends, run.force)
-    minutes = stage.timeout_minutes or max(10, 10 * stage.minutes[run.profile])
     notebook = run.root / "notebooks" / f"{stage.name}.ipynb"
+    if read_code_cells(notebook) != run.cells[stage.name]:
+        raise StageFailed("its start: the notebook was changed since this run was planned; run again")
+    code = code_state(run.root)
+    prepare_staging(staging, depends)
+    minutes = stage.timeout_minutes or max(10, 10 * stage.minutes[run.profile])
     with measure_memory() as memory, stopwatch(staging / "training" / "seconds") as spent:
         run_notebook(notebook, notebook_of(run, stage), injected(run, stage), round(60 * minutes), screen, screen.log)
     check_gives(stage, staging)
@@ -241,7 +249,8 @@ def stopwatch(file: Path) -> Iterator[Callable[[], float]]:
         yield spent
     finally:
         if file.parent.is_dir():
-            atomic_write(file, str(spent()).encode())
+            with contextlib.suppress(OSError):  # a full disk: what went wrong before it matters more
+                atomic_write(file, str(spent()).encode())
 
 
 def injected(run: Run, stage: Stage) -> dict[str, object]:
@@ -276,9 +285,9 @@ def public_names(run: Run) -> dict[str, str]:
     return names | {str(run.root): ""} | ({} if home == "/" else {home: "~"})
 
 
-def prepare_staging(staging: Path, depends: Mapping, force: bool) -> None:
+def prepare_staging(staging: Path, depends: Mapping) -> None:
     """Empty a stage's folder, but keep the training of a stopped run that depended on exactly the same things."""
-    resume = not force and read_begun(staging) == depends
+    resume = read_begun(staging) == depends
     staging.mkdir(parents=True, exist_ok=True)
     for path in staging.iterdir():
         if not (resume and path.name == "training"):
@@ -308,7 +317,8 @@ def make_report(folders: Folders, provenance: Mapping, screen: Screen) -> None:
     build_report(folders.reports, {**provenance, "stages": earlier_stages(folders.reports) | stages})
     made = [path for name in REPORT_FILES if (path := folders.reports / name).is_file()]
     hashes = {path.relative_to(folders.root).as_posix(): content_hash(path) for path in made}
-    atomic_write(folders.stamp("report"), json.dumps(hashes, indent=1).encode())
+    stamp = {"outputs": hashes, "made_from": report_sources(folders)}
+    atomic_write(folders.stamp("report"), json.dumps(stamp, indent=1).encode())
     screen.say(f"The report is {folders.reports / 'report.html'}")
 
 
@@ -318,10 +328,18 @@ def published_facts(folders: Folders) -> dict[str, dict]:
     return {name: s["facts"] for name, s in stamps.items() if s and not damaged(s["outputs"], folders.root)}
 
 
-def report_is_intact(folders: Folders) -> bool:
-    """Whether the files that build_report wrote are there, unchanged."""
+def report_sources(folders: Folders) -> dict[str, str | None]:
+    """Hashes of what the report is made from: what notebooks and benchmarks published, and the code that shows it."""
+    stamps = (path for path in folders.stamp("*").parent.glob("*.json") if path != folders.stamp("report"))
+    published = [*stamps, *(folders.reports / "manifests").glob("*.json")]
+    files = [*(path.relative_to(folders.root) for path in published), *(PACKAGE / name for name in REPORT_CODE)]
+    return {path.as_posix(): content_hash(folders.root / path) for path in sorted(files)}
+
+
+def report_is_up_to_date(folders: Folders) -> bool:
+    """Whether the files that build_report wrote are there, unchanged, and made from what is published now."""
     try:
-        hashes = json.loads(folders.stamp("report").read_text(encoding="utf-8"))
-        return not damaged(hashes, folders.root)
-    except (OSError, ValueError, AttributeError):
+        stamp = json.loads(folders.stamp("report").read_text(encoding="utf-8"))
+        return stamp["made_from"] == report_sources(folders) and not damaged(stamp["outputs"], folders.root)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
