@@ -43,7 +43,7 @@ from fer_utils.optim import build_optimizer
 from fer_utils.pipeline.publish import Folders, publish
 from fer_utils.report import Report, data_note, to_markdown
 from fer_utils.tasks import classification
-from fer_utils.train import device_name, fastest_precision, fit, select_device, set_seed, train_step
+from fer_utils.train import choose_precision, device_name, fit, select_device, set_seed, train_step
 
 BATCH = 128
 TRAIN_IMAGES = 28_709  # FER2013's training split
@@ -94,9 +94,9 @@ def seconds_per_call(call: Callable[[], object], calls: int, device: str) -> flo
     return (now(device) - start) / calls
 
 
-def choose_precision(name: str, device: str) -> str:
+def engine_precision(name: str, device: str) -> str:
     """The precision that the engine takes for this model on this device."""
-    return fastest_precision(new_model(name), TrainConfig(batch_size=BATCH), torch.device(device), steps=3)
+    return choose_precision(new_model(name), torch.device(device))
 
 
 def engine_whole(source: str, name: str, device: str, steps: int, precision: str, seed: int = 0) -> float:
@@ -293,7 +293,7 @@ def compare(name: str, source: str, device: str, steps: int, rounds: int) -> lis
     """Rows of benchmark_engine for one model: the usual way, then the engine."""
     threads, workers = torch.get_num_threads(), cores()
     with process(threads) as usual, process(threads) as engine:
-        precision = engine.submit(choose_precision, name, device).result()
+        precision = engine.submit(engine_precision, name, device).result()
         ways = {
             USUAL: (usual, usual_whole, usual_parts, workers, "fp32"),
             ENGINE: (engine, engine_whole, engine_parts, precision, precision),
@@ -340,7 +340,7 @@ def compare_seeds(name: str, source: str, steps: int, rounds: int) -> list[dict]
     threads = torch.get_num_threads()
     half = max(1, threads // 2)
     with process(threads) as single, process(half) as first, process(half) as second:
-        precision = single.submit(choose_precision, name, "cpu").result()
+        precision = single.submit(engine_precision, name, "cpu").result()
         train = functools.partial(engine_whole, source, name, "cpu", steps, precision)
         for pool in (first, second):
             pool.submit(train_data, source).result()  # so that both start at once

@@ -36,7 +36,7 @@ class TrainConfig:
     For classifiers: label_smoothing and focal_gamma as in tasks.cross_entropy; class_weights "balanced": as in
     tasks.balanced_weights.
 
-    precision: "fp32", "bf16", or "auto" for whichever is faster for this model on this device, measured at the start.
+    precision: "fp32", "bf16", or "auto": as train.choose_precision says.
     """
 
     epochs: int = 24

@@ -35,8 +35,7 @@ def cut_regions(features: torch.Tensor, centres: torch.Tensor, share: float = 0.
     affine = torch.cat([zoom, middle.unsqueeze(3)], 3).flatten(0, 1)
     grid = F.affine_grid(affine, [4 * n, 1, *size], align_corners=False)  # (4N,h/2,w/2,2)
     below_each_other = grid.reshape(n, 4 * size[0], size[1], 2)
-    # In full precision: bfloat16 would shift the regions.
-    sampled = F.grid_sample(features.float(), below_each_other, padding_mode="border", align_corners=False)
+    sampled = F.grid_sample(features, below_each_other, padding_mode="border", align_corners=False)
     return sampled.unflatten(2, (4, size[0])).transpose(1, 2)
 
 
@@ -144,7 +143,8 @@ class LocalGlobalNet(nn.Module):
         whole = None if self.late is None else self.late(features)
         if self.local is None:
             return whole, None
-        regions = cut_regions(features, self.centres(images), 1.0 if self.regions == "whole" else 0.5)
+        with torch.autocast(images.device.type, enabled=False):  # bfloat16 would shift the regions
+            regions = cut_regions(features.float(), self.centres(images), 1.0 if self.regions == "whole" else 0.5)
         return whole, self.local(regions)
 
     def centres(self, images: torch.Tensor) -> torch.Tensor:

@@ -58,12 +58,18 @@ def set_seed(seed: int) -> None:
 
 
 def select_device(name: str = "auto") -> torch.device:
-    """Take the GPU for "auto" when there is one; "cuda" without a GPU raises TrainingError, it never falls back."""
+    """Take the GPU for "auto" when there is one; "cuda" without a GPU raises TrainingError, it never falls back.
+
+    On a GPU fp32 then means fp32: convolutions may not round to TF32. What may be coarser is trained in bf16 anyway.
+    """
     if name not in ("auto", "cpu", "cuda"):
         raise TrainingError(f'device is {name!r}; it must be "auto", "cpu" or "cuda"')
     if name == "cuda" and not torch.cuda.is_available():
         raise TrainingError('device "cuda" was asked for, but torch finds no GPU here; use device "auto" or "cpu"')
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda")
 
 
 def device_name(device: torch.device) -> str:
@@ -104,41 +110,25 @@ def fit(
     frozen = freeze(model, config)
     run = _Run(model, config, task, device, data=[zlib.crc32(np.ascontiguousarray(array)) for array in (*train, *val)])
     if not run.resume(checkpoint):
-        run.precision = fastest_precision(model, config, device) if config.precision == "auto" else config.precision
-    while not run.finished():
-        start = time.perf_counter()
-        try:
-            losses, measured = _train_epoch(run, train_images, train_targets)
-        except torch.cuda.OutOfMemoryError as error:
-            raise TrainingError(
-                f"the GPU's memory does not suffice for batch_size {config.batch_size}; try {config.batch_size // 2}"
-            ) from error
-        bad = (~torch.isfinite(losses)).nonzero()
-        if len(bad):
-            raise _not_finite(losses[bad[0]], f"at step {int(bad[0]) + 1} of", run, checkpoint)
-        seconds = time.perf_counter() - start
-        val_outputs = torch.from_numpy(predict_outputs(run.judged, val_images, device))
-        val_loss = task.loss(val_outputs, val_targets)
-        if not torch.isfinite(val_loss):  # the last step has spoilt the weights
-            raise _not_finite(val_loss, "on val after", run, checkpoint)
-        row = {
-            "epoch": len(run.history) + 1,
-            "lr": run.optimizer.param_groups[0]["lr"] / run.optimizer.param_groups[0]["lr_factor"],
-            "train_loss": float(losses.mean()),
-            f"train_{task.measure}": measured,
-            "val_loss": float(val_loss),
-            f"val_{task.measure}": float(task.measured(val_outputs, val_targets).mean()),
-            "seconds": seconds,
-        }
-        run.add(row)
-        if checkpoint:
-            run.save(checkpoint)
-        print(_progress_line(run.history, config.epochs, task), flush=True)
-        if on_epoch and on_epoch(row):
-            break
+        run.precision = choose_precision(model, device) if config.precision == "auto" else config.precision
+    try:
+        while not run.finished():
+            row = _epoch(run, (train_images, train_targets), (val_images, val_targets), checkpoint)
+            run.add(row)
+            if checkpoint:
+                run.save(checkpoint)
+            print(_progress_line(run.history, config.epochs, task), flush=True)
+            if on_epoch and on_epoch(row):
+                break
+    except torch.cuda.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the GPU's memory does not suffice for batch_size {config.batch_size}; try {config.batch_size // 2}"
+        ) from error
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        model.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
     model.load_state_dict(run.best_weights)
-    for parameter in frozen:
-        parameter.requires_grad_(True)
     return FitResult(pd.DataFrame(run.history), run.precision, task)
 
 
@@ -169,6 +159,35 @@ def _classification(config: TrainConfig, labels: np.ndarray, device: torch.devic
     """The task that a config describes; class weights come from the training labels."""
     weights = balanced_weights(np.asarray(labels)).to(device) if config.class_weights == "balanced" else None
     return classification(config.label_smoothing, config.focal_gamma, weights)
+
+
+def _epoch(
+    run: "_Run",
+    train: tuple[torch.Tensor, torch.Tensor],
+    val: tuple[torch.Tensor, torch.Tensor],
+    checkpoint: Path | None,
+) -> dict[str, float]:
+    """Train for an epoch, judge on val, and return the row of the history; TrainingError when a loss is not finite."""
+    start, task = time.perf_counter(), run.task
+    losses, measured = _train_epoch(run, *train)
+    bad = (~torch.isfinite(losses)).nonzero()
+    if len(bad):
+        raise _not_finite(losses[bad[0]], f"at step {int(bad[0]) + 1} of", run, checkpoint)
+    seconds = time.perf_counter() - start
+    val_images, val_targets = val
+    val_outputs = torch.from_numpy(predict_outputs(run.judged, val_images, val_images.device))
+    val_loss = task.loss(val_outputs, val_targets)
+    if not torch.isfinite(val_loss):  # the last step has spoilt the weights
+        raise _not_finite(val_loss, "on val after", run, checkpoint)
+    return {
+        "epoch": len(run.history) + 1,
+        "lr": run.optimizer.param_groups[0]["lr"] / run.optimizer.param_groups[0]["lr_factor"],
+        "train_loss": float(losses.mean()),
+        f"train_{task.measure}": measured,
+        "val_loss": float(val_loss),
+        f"val_{task.measure}": float(task.measured(val_outputs, val_targets).mean()),
+        "seconds": seconds,
+    }
 
 
 def _train_epoch(run: "_Run", images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -263,31 +282,18 @@ def update_average(averaged: nn.Module, model: nn.Module, decay: float, step: in
     get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(means, tensors, None)
 
 
-def fastest_precision(model: nn.Module, config: TrainConfig, device: torch.device, steps: int = 8) -> str:
-    """Return "bf16" where it saves at least a fifth of a training step of this model on this device, else "fp32".
+def choose_precision(model: nn.Module, device: torch.device) -> str:
+    """Return "bf16" where the device calculates in it natively, else "fp32".
 
-    A GPU with native bf16 needs no measurement. On a CPU it depends on the model, so steps on noise are timed with
-    copies, in turns, and the fastest counts: other work on the machine then hardly matters. The measurement changes
-    neither the model nor any random number that training uses.
+    On a CPU, networks with depthwise convolutions stay in fp32: these are slow in bf16 (EfficientNet-B0 took twice as
+    long). Nothing is timed, so the same machine always trains in the same way.
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    noise = torch.Generator().manual_seed(0)
-    inputs = torch.randn(config.batch_size, 1, 48, 48, generator=noise)
-    twins = {precision: copy.deepcopy(model).train() for precision in ("fp32", "bf16")}
-    seconds: dict[str, list[float]] = {precision: [] for precision in twins}
-    with torch.random.fork_rng(devices=[]):
-        for _ in range(steps):
-            for precision, twin in twins.items():
-                start = time.perf_counter()
-                train_step(twin, torch.optim.SGD(twin.parameters(), lr=0.0), inputs, inputs, _mean_square, precision)
-                seconds[precision].append(time.perf_counter() - start)
-    return "bf16" if min(seconds["bf16"]) < 0.8 * min(seconds["fp32"]) else "fp32"
-
-
-def _mean_square(outputs: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    """A loss for any output: only the time it takes to pass it back matters."""
-    return outputs.square().mean()
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    depthwise = any(layer.groups == layer.in_channels > 1 for layer in convolutions)
+    return "bf16" if native and not depthwise else "fp32"
 
 
 class _Run:

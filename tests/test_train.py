@@ -277,11 +277,26 @@ def test_settings_that_cannot_train_are_refused(wrong):
         TrainConfig(**wrong)
 
 
-def test_measuring_the_precision_leaves_no_trace():
+def test_precision_depends_on_processor_and_network_only(monkeypatch):
+    cpu, depthwise = torch.device("cpu"), nn.Conv2d(4, 4, 3, groups=4)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert train.choose_precision(nn.Conv2d(4, 4, 3), cpu) == "fp32"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert train.choose_precision(nn.Conv2d(4, 4, 3), cpu) == "bf16"
+    assert train.choose_precision(nn.Conv2d(1, 4, 3), cpu) == train.choose_precision(new_model(), cpu) == "bf16"
+    assert train.choose_precision(nn.Sequential(nn.Conv2d(4, 4, 1), depthwise), cpu) == "fp32"
+
+
+def test_nothing_stays_frozen_and_no_gradient_stays_in_memory_when_training_is_interrupted():
+    def interrupt(row):
+        raise KeyboardInterrupt
+
     model = new_model()
-    before, state = weights_of(model), torch.get_rng_state()
-    assert train.fastest_precision(model, CONFIG, torch.device("cpu")) in ("fp32", "bf16")
-    assert same(before, weights_of(model)) and torch.equal(state, torch.get_rng_state())
+    name = next(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, TRAIN, VAL, replace(CONFIG, lr_factors=((name, 0.0),)), on_epoch=interrupt)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
 # ---- What the options do, seen from inside the loop ----

@@ -149,7 +149,7 @@ def choose_device(wanted: str) -> str:
 
 def cuda_is_available() -> bool:
     """Whether PyTorch can use a GPU; it is only asked (which takes seconds) where there is an NVIDIA driver at all."""
-    if not (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):
+    if not (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()):  # WSL: dxg
         return False
     import torch
 

@@ -10,7 +10,7 @@ from fer_utils.data import atomic_write
 from fer_utils.pipeline.freshness import content_hash
 from fer_utils.pipeline.notebooks import UsageError
 
-FREE_GIGABYTES = 1.0
+FREE_GIGABYTES = 5.0  # the checkpoints of notebook 05, while it trains
 REPORT_PARTS = ("tables", "figures", "predictions")
 
 

@@ -118,7 +118,7 @@ STAGES = (
             "predictions/06_efficientnet_crp_cutout.npz",
             "predictions/06_efficientnet_mixup_cutmix.npz",
         ),
-        minutes={"sample": 2, "cpu": 65, "full": 8},
+        minutes={"sample": 2, "cpu": 65, "full": 30},
         params={
             "sample": {
                 "versions": ["none", "crp", "crp_light", "crp_cutout", "mixup_cutmix"],
@@ -135,7 +135,7 @@ STAGES = (
                 "max_lr": 0.001,
                 "seeds": [0],
             },
-            "full": {"epochs": 20, "batch_size": 512},
+            "full": {"epochs": 40, "batch_size": 256, "trial_epochs": 20},
         },
     ),
     Stage(
@@ -171,7 +171,7 @@ STAGES = (
             "predictions/10_resnet18_scratch.npz",
             "predictions/10_resnet18_fine_tuned.npz",
         ),
-        minutes={"sample": 3, "cpu": 55, "full": 6},
+        minutes={"sample": 3, "cpu": 55, "full": 15},
         needs=("02_landmark_labelling", "03_landmark_model"),
         params={
             "sample": {
@@ -192,8 +192,7 @@ STAGES = (
                 "pretrain_epochs": 8,
                 "vgg16_pretrain_images": 0,
                 "vgg16_pretrain_epochs": 5,
-                "batch_size": 256,
-                "lr": 0.002,
+                "batch_size": 128,
             },
         },
         timeout_minutes=240,
@@ -207,7 +206,7 @@ STAGES = (
             "predictions/11_best_local_global.npz",
             "checkpoints/best_local_global.pt",
         ),
-        minutes={"sample": 3, "cpu": 60, "full": 6},
+        minutes={"sample": 3, "cpu": 65, "full": 40},
         needs=("02_landmark_labelling", "03_landmark_model", "05_attention_resnet"),
         params={
             "sample": {
@@ -220,10 +219,9 @@ STAGES = (
             "full": {
                 "seeds": [0, 1, 2, 3, 4, 5],
                 "train_images": 0,
-                "epochs": 6,
+                "epochs": 12,
                 "final_epochs": 24,
-                "batch_size": 512,
-                "lr": 0.002,
+                "batch_size": 128,
             },
         },
         timeout_minutes=240,
