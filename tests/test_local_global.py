@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fer_utils import local_global
 from fer_utils.augment import to_float
 from fer_utils.checkpoints import TrainingError, load_weights, save_weights
 from fer_utils.flops import count_gmacs, count_params
@@ -246,3 +247,15 @@ def test_a_checkpoint_does_not_mix_regions(tmp_path):
     fit(LocalGlobalNet(view="local"), data, data, config, checkpoint=tmp_path / "run.pt")
     with pytest.raises(TrainingError, match="regions: patches there, whole here"):
         fit(LocalGlobalNet(view="local", regions="whole"), data, data, replace(config), checkpoint=tmp_path / "run.pt")
+
+
+def test_regions_are_cut_at_the_same_places_in_half_precision(monkeypatch):
+    used = []
+    monkeypatch.setattr(local_global, "cut_regions", lambda *given: used.append(given) or cut_regions(*given))
+    model = LocalGlobalNet(regions="landmarks", landmarks=LandmarkResNet18()).eval()
+    with torch.inference_mode():
+        model(IMAGES)
+        with torch.autocast("cpu", torch.bfloat16):
+            model(IMAGES)
+    (_, exact, _), (features, in_half, _) = used
+    assert torch.equal(exact, in_half) and features.dtype == torch.float32

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -413,6 +414,14 @@ def test_plan_gives_the_reason(
     # an edited table is both: a reason for the stage that made it and a changed input for the one that reads it
     assert plan["02_train"].split(";")[0] in (second, f"needed file {first.split()[0]} changed")
     assert finished.runs() == ["01_count", "02_train"]
+
+
+def test_votes_of_ferplus_count_where_they_are_read(finished: Project, capsys: pytest.CaptureFixture) -> None:
+    finished.write_notebook("01_count", cell(COUNT + "\n# find_ferplus"))
+    assert finished.run("--only", "01") == 0
+    (finished.root / "fer2013new.csv").write_text("other votes")
+    plan = plan_of(finished, capsys)
+    assert re.fullmatch(r"data zip f00d.* -> zip f00d, FER\+ \w{8}.*", plan["01_count"]) and plan["02_train"] == RENEWED
 
 
 def test_plan_names_three_of_many_changed_files() -> None:

@@ -100,6 +100,7 @@ def test_anchors_say_what_was_selected_where_and_end_with_our_best_on_val():
             for notebook, model, split, accuracy in [
                 ("04", "good", "val", 0.61), ("04", "good", "test", 0.60), ("05", "lucky", "val", 0.60),
                 ("05", "lucky", "test", 0.66), ("07", "ensemble_greedy", "test", 0.65),
+                ("11", "best_on_rafdb", "val", 0.90), ("11", "best_on_rafdb", "test", 0.90),
             ]
         ]
     )  # fmt: skip
@@ -107,6 +108,8 @@ def test_anchors_say_what_was_selected_where_and_end_with_our_best_on_val():
     assert set(anchors.selected_on) == {"val", "test", "unclear", "not stated"} and anchors.notna().all(axis=None)
     assert len(anchors_table(results[:0].astype(object))) == len(anchors) - 2  # no notebook has added a row yet
     assert anchors.claimed.tail(2).tolist() == ["60.00%", "65.00%"] and "lucky" not in anchors.to_string()
+    shown = results_table(results.assign(profile="cpu", device="CPU"))
+    assert "lucky" in shown and "rafdb" not in shown, "these are FER2013's results"
 
 
 def test_rows_with_missing_or_misspelt_columns_are_refused(tmp_path):
@@ -212,6 +215,12 @@ def test_shares_named_in_the_readme_are_those_of_the_tables(as_committed):
 def test_findings_named_in_the_readme_are_those_of_the_tables(as_committed):
     text = " ".join((PROJECT_ROOT / "README.md").read_text(encoding="utf8").split())
     tables = PROJECT_ROOT / "reports" / "tables"
+    baseline = pd.read_csv(tables / "04_results.csv").query("split == 'test'").set_index("model")
+    accuracy = 100 * baseline.loc[["baseline_cnn", "baseline_cnn_no_augmentation"], "accuracy"]
+    assert "({:.1f} % with it, {:.1f} % without)".format(*accuracy) in text
+    lost = accuracy - 100 * baseline.accuracy_no_duplicates
+    left_out = "points when the test images with a copy are left out"
+    assert f"loses {lost.iloc[1]:.1f} {left_out}, the other {lost.iloc[0]:.1f}" in text
     gain = 100 * pd.read_csv(tables / "05_comparison.csv").set_index("recipe")["mean"]
     assert f"{gain['original']:+.1f} points under the original recipe, {gain['ours']:+.1f} under ours" in text
     augmented = 100 * pd.read_csv(tables / "06_ablation.csv").set_index("version").select_dtypes("number")

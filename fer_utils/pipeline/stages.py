@@ -68,7 +68,7 @@ STAGES = (
             "predictions/04_baseline_cnn.npz",
             "predictions/04_baseline_cnn_no_augmentation.npz",
         ),
-        minutes={"sample": 1, "cpu": 30, "full": 3},
+        minutes={"sample": 1, "cpu": 25, "full": 3},
         params={
             "sample": {"epochs": 8, "batch_size": 32},
             "full": {"epochs": 60, "seeds": [0, 1, 2, 3, 4]},
@@ -87,7 +87,7 @@ STAGES = (
             "checkpoints/best_resnet18.pt",
             "checkpoints/attention_resnet18.pt",
         ),
-        minutes={"sample": 3, "cpu": 140, "full": 30},
+        minutes={"sample": 3, "cpu": 130, "full": 30},
         needs=("03_landmark_model",),
         params={
             "sample": {
