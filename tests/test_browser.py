@@ -489,6 +489,8 @@ def test_jupyterlab_runs_the_notebook_and_its_panels_answer(visit, networks, tmp
     with serve("jupyterlab", *options, cwd=tmp_path) as server:
         page = visit(f"{server.address}/lab/tree/demo.ipynb?reset")
         page.locator(".jp-Notebook").wait_for()
+        # Without a kernel "Run All Cells" does nothing; on a busy machine it comes some seconds after the cells.
+        page.get_by_text(re.compile(r"^(?!No Kernel).+ \| Idle$")).wait_for()
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
         panel = panel_of(page, "Grad-CAM overlay")
