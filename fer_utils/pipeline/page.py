@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -141,10 +142,15 @@ def _page_artifact(reports: Path, artifact: dict) -> dict:
 
 
 def to_html(table: pd.DataFrame, digits: int) -> str:
-    """An HTML table with floats rounded to `digits` and missing values as a dash."""
-    return (
+    """An HTML table with floats rounded to `digits` and missing values as a dash.
+
+    Cells are marked as short or long, lest a browser squeezes a sentence or a name into a column one word wide.
+    """
+    html = (
         table.astype(object)
         .map(lambda value: format_cell(value, digits))
         .to_html(index=False, border=0, justify="left")
         .replace("<th>", '<th scope="col">')
     )
+    html = re.sub(r"<td>([^<]{1,24})</td>", r'<td class="short">\1</td>', html)
+    return re.sub(r"<td>([^<]{50,})</td>", r'<td class="long">\1</td>', html)
