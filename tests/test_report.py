@@ -194,6 +194,13 @@ def test_published_markdown_and_page_hold_the_numbers_of_the_csv_files():
         assert to_html(table, artifact["digits"]) in page
 
 
+def test_html_tables_mark_the_cells_that_a_browser_must_not_squeeze():
+    verdict, claim = "no difference shown; +4.2 outside the interval over 2 seeds", "gain from attention, recipe ours"
+    html = to_html(pd.DataFrame([{"model": "resnet18", "mean": 0.12345, "claim": claim, "verdict": verdict}]), 3)
+    assert '<td class="short">resnet18</td>' in html and '<td class="short">0.123</td>' in html
+    assert f"<td>{claim}</td>" in html and f'<td class="long">{verdict}</td>' in html
+
+
 def test_published_figures_show_the_numbers_of_the_table_of_the_same_name():
     tables = {artifact["name"]: table for artifact, table in published_artifacts("table")}
     pairs = [
