@@ -301,13 +301,14 @@ def test_published_notebooks_leave_out_the_middle_of_long_outputs() -> None:
     assert execution.shorten("".join(printed.splitlines(keepends=True)[:100])).count("\n") == 100
 
 
-def test_commit_is_dirty_by_code_not_by_reports(tmp_path: Path) -> None:
+def test_commit_is_dirty_by_code_not_by_reports_or_tests(tmp_path: Path) -> None:
     assert code_state(tmp_path) == {"commit": None, "dirty": None}
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "begin"]):
         subprocess.run([*git, *command], check=True)
-    (tmp_path / "reports").mkdir()
-    (tmp_path / "reports" / "summary.csv").touch()
+    for file in ("reports/summary.csv", "tests/test_report.py"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()
     state = code_state(tmp_path)
     assert len(state["commit"]) == 40
     assert state["dirty"] is False

@@ -43,10 +43,10 @@ def earlier_stages(reports: Path) -> dict:
 def code_state(root: Path) -> dict[str, object]:
     """commit, and whether the code differs from it (dirty); both None outside a git checkout.
 
-    A run rewrites reports and executed notebooks itself, so these do not count.
+    A run rewrites reports and executed notebooks itself, and tests decide no result, so these do not count.
     """
     commit = _git(root, "rev-parse", "HEAD")
-    changed = _git(root, "status", "--porcelain", "--", ".", ":!reports", ":!outputs", ":!README.md")
+    changed = _git(root, "status", "--porcelain", "--", ".", ":!reports", ":!outputs", ":!README.md", ":!tests")
     return {"commit": commit or None, "dirty": None if changed is None else bool(changed)}
 
 

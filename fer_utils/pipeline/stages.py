@@ -49,7 +49,7 @@ STAGES = (
         minutes={"sample": 2, "cpu": 20, "full": 15},
         needs=("02_landmark_labelling",),
         params={
-            "sample": {"trial_images": 200, "trial_epochs": 2, "epochs": 8, "batch_size": 32},
+            "sample": {"max_gmacs": 0.1, "trial_images": 200, "trial_epochs": 2, "epochs": 8, "batch_size": 32},
             "full": {
                 "max_gmacs": 2.0,
                 "trial_images": 8000,
