@@ -1,5 +1,7 @@
 """The compact network that ships with the project: it is what its card says, and ONNX gives the same answers."""
 
+import io
+
 import numpy as np
 import onnxruntime
 import pandas as pd
@@ -10,6 +12,8 @@ from fer_utils import release
 from fer_utils.checkpoints import TrainingError, load_classifier, save_compact
 from fer_utils.data import PROJECT_ROOT, load_data, load_sample, published
 from fer_utils.models import build_model
+from fer_utils.pipeline.execution import run_notebook
+from fer_utils.pipeline.stages import STAGES
 from fer_utils.predict import predict_logits
 
 SHIPPED = next(release.FOLDER.glob("*.safetensors"))
@@ -68,3 +72,13 @@ def test_shipped_network_has_the_published_accuracy(real_archive):
     summary = pd.read_csv(PROJECT_ROOT / "reports" / "summary.csv").set_index(["model", "split"])
     right = predict_logits(load_classifier(SHIPPED), images, "cpu").argmax(1) == labels
     assert right.mean() == pytest.approx(summary.accuracy[release.MODEL, "test"], abs=1e-3)
+
+
+@pytest.mark.parametrize(("name", "table"), [("08_gradcam", "08_claim"), ("09_live_demo", "09_latency")])
+def test_notebook_runs_where_no_other_has_run(tmp_path, name, table):
+    pytest.importorskip("mediapipe", reason="MediaPipe is not installed, and 08 needs landmarks")
+    [sample] = [stage.params["sample"] for stage in STAGES if stage.name == name]
+    params = sample | {"data": "sample", "device": "cpu", "out": str(tmp_path), "inputs": str(tmp_path / "nothing")}
+    notebook = PROJECT_ROOT / "notebooks" / f"{name}.ipynb"
+    run_notebook(notebook, tmp_path / "executed.ipynb", params, 300, io.StringIO(), io.StringIO())
+    assert len(pd.read_csv(tmp_path / "tables" / f"{table}.csv"))
