@@ -14,7 +14,7 @@ from fer_utils.data import EMOTIONS, PROJECT_ROOT, load_sample
 from fer_utils.pipeline.stages import STAGES
 from fer_utils.predict import load_predictions
 
-pytestmark = pytest.mark.timeout(3600)  # the whole course takes 10 to 20 minutes on two idle cores
+pytestmark = pytest.mark.timeout(3600)  # the whole course took 20 minutes on two cores without bf16
 OUTPUTS = PROJECT_ROOT / "outputs" / "sample"
 REPORTS = OUTPUTS / "reports"
 
