@@ -1,6 +1,7 @@
 """Every notebook keeps to the course's form: stripped, one parameters cell, a question, takeaways and exercises."""
 
 import ast
+import re
 
 import nbformat
 import pytest
@@ -23,6 +24,17 @@ def text_of(notebook, kind):
 
 def test_every_notebook_is_a_stage_and_every_stage_a_notebook():
     assert [path.stem for path in NOTEBOOKS] == [stage.name for stage in STAGES]
+
+
+def test_what_a_notebook_takes_over_is_declared():
+    for path, stage in zip(NOTEBOOKS, STAGES, strict=True):
+        code = "\n".join(text_of(nbformat.read(path, as_version=4), "code"))
+        read = re.findall(r'"(\d\d_\w+)", "(\w+\.\w+)"', code)  # as in published(inputs, stage, file)
+        for need, file in read:
+            assert f"checkpoints/{file}" in stage.needs[need], f"{path.stem} reads {file}"
+        made = {other.name: other.gives for other in STAGES}
+        tables = [(need, file) for need, files in stage.needs.items() for file in files if file.startswith("tables/")]
+        assert all(file in made[need] for need, file in tables)
 
 
 def test_stripped(notebook):

@@ -1,6 +1,7 @@
 """What will run, on what, and why: settled and checked before the first notebook starts."""
 
 import argparse
+import fnmatch
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from fer_utils.pipeline.notebooks import (
     declared_parameters,
     read_code_cells,
 )
-from fer_utils.pipeline.publish import Folders
+from fer_utils.pipeline.publish import Folders, published_path
 from fer_utils.pipeline.stages import PROFILES, Stage
 from fer_utils.rafdb import load_rafdb
 
@@ -73,11 +74,11 @@ class Run:
     def _input_hashes(self, stage: Stage) -> dict[str, str | None]:
         """Of the published files that decide its result.
 
-        Pictures and executed notebooks are for people; manifests repeat what tables and logits say, and hold times.
+        Without manifests: they repeat what tables and logits say, and hold times.
         """
-        stamps = [read_stamp(self.inputs[stage.name].stamp(need)) for need in stage.needs]
-        files = [file for stamp in stamps if stamp for file in stamp["outputs"] if "/manifests/" not in file]
-        return {file: content_hash(self.root / file) for file in files if not file.endswith((".png", ".ipynb"))}
+        patterns = [needed_files(stage, need, self.inputs[stage.name]) for need in stage.needs]
+        files = [file for found in patterns for names in found.values() for file in names]
+        return {file: content_hash(self.root / file) for file in files if "/manifests/" not in file}
 
 
 # --- Settle -----------------------------------------------------------------------------------------------------------
@@ -197,17 +198,28 @@ def stage_parameters(stage: Stage, profile: str, declared: Mapping[str, object])
 def choose_inputs(stage: Stage, selected: Iterable[Stage], folders: Folders, usual: Folders) -> Folders:
     """Where the results lie that a stage reads: this run's folders, or the usual ones if it makes none of them itself.
 
-    UsageError when there are no results of a stage that it needs.
+    UsageError when a file that it needs is missing and no stage of this run makes it.
     """
     running = [other.name for other in selected if other.name in stage.needs]
     source = folders if running else usual
     for need in stage.needs:
-        stamp = read_stamp(source.stamp(need))
-        if need not in running and (not stamp or any(not (source.root / file).exists() for file in stamp["outputs"])):
-            place = source.reports.relative_to(source.root)
-            have = "lacks some" if stamp else "has none"
-            raise UsageError(f"{stage.name} needs results of {need}, and {place} {have}; run that stage as well")
+        for pattern, files in needed_files(stage, need, source).items():
+            if need not in running and not (files and all((source.root / file).exists() for file in files)):
+                wanted = published_path(need, pattern, source).relative_to(source.root)
+                raise UsageError(f"{stage.name} needs {wanted} of {need}, which is missing; run that stage as well")
     return source
+
+
+def needed_files(stage: Stage, need: str, source: Folders) -> dict[str, list[str]]:
+    """What a stage reads of another's results: pattern -> files below the root, those there and those it published."""
+    stamp = read_stamp(source.stamp(need)) or {"outputs": ()}
+    found = {}
+    for pattern in stage.needs[need]:
+        place = published_path(need, pattern, source)
+        there = (path.relative_to(source.root).as_posix() for path in place.parent.glob(place.name))
+        made = fnmatch.filter(stamp["outputs"], place.relative_to(source.root).as_posix())
+        found[pattern] = sorted({*there, *made})
+    return found
 
 
 # --- Plan -------------------------------------------------------------------------------------------------------------
@@ -274,6 +286,11 @@ def describe_plan(run: Run, plan: Iterable[Planned]) -> str:
     lines = [f"Data: {data}. Profile: {run.profile}. Device: {run.device}. Report: {run.folders.reports}"]
     if run.rafdb:
         lines.append(f"RAF-DB for: {', '.join(stage.name for stage in run.stages if run.on_rafdb(stage))}")
+    names = {stage.name for stage in run.stages}
+    needs = [(need, run.inputs[stage.name]) for stage in run.stages for need in stage.needs if need not in names]
+    brought = dict.fromkeys(need for need, source in needs if not source.stamp(need).exists())
+    if brought:
+        lines.append(f"Taken as they came with the project: results of {', '.join(brought)}")
     for planned in plan:
         runs = f"run         {planned.stage.name} ({duration(planned.minutes)}): {'; '.join(planned.reasons)}"
         lines.append(f"  {runs}" if planned.reasons else f"  up to date  {planned.stage.name}")

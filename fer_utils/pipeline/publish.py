@@ -79,19 +79,19 @@ def publish(stage: str, folders: Folders, earlier: Iterable[str]) -> dict[str, s
     return outputs
 
 
+def published_path(stage: str, file: str, folders: Folders) -> Path:
+    """Where a file is published that a stage wrote, named relative to its folder `out`."""
+    part, _, name = file.partition("/")
+    places = {part: folders.reports / part for part in REPORT_PARTS}
+    places["checkpoints"] = folders.outputs / "checkpoints" / stage
+    return places[part] / name if name else folders.reports / "manifests" / f"{stage}.json"
+
+
 def _targets(stage: str, folders: Folders) -> dict[Path, Path]:
     """Every file that a stage made -> where it is published."""
     staging = folders.staging(stage)
-    places = {part: folders.reports / part for part in REPORT_PARTS}
-    places["checkpoints"] = folders.outputs / "checkpoints" / stage
-    targets = {
-        path: place / path.relative_to(staging / part)
-        for part, place in places.items()
-        for path in sorted((staging / part).rglob("*"))
-        if path.is_file() and not path.name.startswith(".")
-    }
-    single = {
-        staging / "manifest.json": folders.reports / "manifests" / f"{stage}.json",
-        staging / "notebook.ipynb": folders.outputs / f"{stage}.ipynb",
-    }
-    return targets | {path: target for path, target in single.items() if path.is_file()}
+    made = [path for part in (*REPORT_PARTS, "checkpoints") for path in sorted((staging / part).rglob("*"))]
+    made = [path for path in [*made, staging / "manifest.json"] if path.is_file() and not path.name.startswith(".")]
+    targets = {path: published_path(stage, path.relative_to(staging).as_posix(), folders) for path in made}
+    notebook = staging / "notebook.ipynb"
+    return targets | ({notebook: folders.outputs / f"{stage}.ipynb"} if notebook.is_file() else {})

@@ -13,7 +13,8 @@ class Stage:
     name: the notebook's file name without ".ipynb".
     gives: files that it must have written when it ends, relative to its folder `out`.
     minutes: how long it takes per profile, for the plan; a measured time replaces it after the first run.
-    needs: names of the stages whose published files it reads; they come earlier in STAGES.
+    needs: names of the earlier stages whose results it reads -> the files it reads of them, relative to their folder
+        `out`; "*" stands for any text. Results that came with the project, such as the logits in reports/, will do.
     params: values per profile for its parameters cell.
     timeout_minutes: the longest that one cell may take; None: ten times `minutes`, at least ten minutes.
     """
@@ -21,7 +22,7 @@ class Stage:
     name: str
     gives: tuple[str, ...]
     minutes: Mapping[str, float]
-    needs: tuple[str, ...] = ()
+    needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     params: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     timeout_minutes: float | None = None
 
@@ -47,7 +48,7 @@ STAGES = (
         name="03_landmark_model",
         gives=("tables/03_landmark_error.csv", "tables/03_results.csv", "checkpoints/landmark_resnet18.pt"),
         minutes={"sample": 2, "cpu": 20, "full": 15},
-        needs=("02_landmark_labelling",),
+        needs={"02_landmark_labelling": ("checkpoints/landmarks.npz", "tables/02_noise_floor.csv")},
         params={
             "sample": {"max_gmacs": 0.1, "trial_images": 200, "trial_epochs": 2, "epochs": 8, "batch_size": 32},
             "full": {
@@ -88,7 +89,7 @@ STAGES = (
             "checkpoints/attention_resnet18.pt",
         ),
         minutes={"sample": 3, "cpu": 130, "full": 30},
-        needs=("03_landmark_model",),
+        needs={"03_landmark_model": ("checkpoints/landmark_resnet18.pt", "tables/03_results.csv")},
         params={
             "sample": {
                 "epochs_original": 2,
@@ -142,21 +143,37 @@ STAGES = (
         name="07_ensemble_gflops",
         gives=("tables/07_ensemble.csv", "tables/07_efficiency.csv", "tables/07_weights.csv"),
         minutes={"sample": 1, "cpu": 3, "full": 3},
-        needs=("04_baseline_cnn", "05_attention_resnet", "06_efficientnet_ablation"),
+        needs={
+            "04_baseline_cnn": ("predictions/04_*.npz", "manifest.json"),
+            "05_attention_resnet": ("predictions/05_*.npz", "manifest.json"),
+            "06_efficientnet_ablation": ("predictions/06_*.npz", "manifest.json"),
+        },
         params={"sample": {"repeats": 3}},
     ),
     Stage(
         name="08_gradcam",
         gives=("tables/08_region_share.csv", "tables/08_claim.csv", "tables/08_faithfulness.csv"),
         minutes={"sample": 1, "cpu": 2, "full": 3},
-        needs=("02_landmark_labelling", "04_baseline_cnn", "05_attention_resnet", "06_efficientnet_ablation"),
+        needs={
+            "02_landmark_labelling": ("checkpoints/landmarks.npz",),
+            "04_baseline_cnn": ("checkpoints/baseline_cnn_seed0.pt",),
+            "05_attention_resnet": ("checkpoints/best_resnet18.pt", "checkpoints/attention_resnet18.pt"),
+            "06_efficientnet_ablation": ("checkpoints/efficientnet_crp_seed0.pt",),
+        },
         params={"sample": {"some_faces": 40}, "full": {"some_faces": 1000}},
     ),
     Stage(
         name="09_live_demo",
         gives=("tables/09_latency.csv", "tables/09_batching.csv", "tables/09_crops.csv", "tables/09_recrop.csv"),
         minutes={"sample": 1, "cpu": 3, "full": 2},
-        needs=("04_baseline_cnn", "05_attention_resnet", "06_efficientnet_ablation"),
+        needs={
+            "04_baseline_cnn": ("checkpoints/baseline_cnn_seed0.pt",),
+            "05_attention_resnet": ("checkpoints/attention_resnet18.pt", "checkpoints/best_resnet18.pt"),
+            "06_efficientnet_ablation": (
+                "checkpoints/efficientnet_crp_seed0.pt",
+                "checkpoints/efficientnet_mixup_cutmix_seed0.pt",
+            ),
+        },
         params={
             "sample": {"crop_images": 70, "repeats": 10},
             "full": {"crop_images": 0},
@@ -172,7 +189,10 @@ STAGES = (
             "predictions/10_resnet18_fine_tuned.npz",
         ),
         minutes={"sample": 3, "cpu": 55, "full": 15},
-        needs=("02_landmark_labelling", "03_landmark_model"),
+        needs={
+            "02_landmark_labelling": ("checkpoints/landmarks.npz",),
+            "03_landmark_model": ("checkpoints/landmark_resnet18.pt",),
+        },
         params={
             "sample": {
                 "epochs": 1,
@@ -207,7 +227,11 @@ STAGES = (
             "checkpoints/best_local_global.pt",
         ),
         minutes={"sample": 3, "cpu": 65, "full": 40},
-        needs=("02_landmark_labelling", "03_landmark_model", "05_attention_resnet"),
+        needs={
+            "02_landmark_labelling": ("checkpoints/landmarks.npz",),
+            "03_landmark_model": ("checkpoints/landmark_resnet18.pt",),
+            "05_attention_resnet": ("predictions/05_attention_resnet18.npz",),
+        },
         params={
             "sample": {
                 "train_images": 350,
