@@ -12,12 +12,16 @@ from helpers import tiny_faces
 from fer_utils import report as report_module
 from fer_utils.data import PROJECT_ROOT
 from fer_utils.pipeline.page import (
+    CLAIMS_BEGIN,
+    CLAIMS_END,
+    MAIN_CLAIMS,
     RESULTS_BEGIN,
     RESULTS_END,
     TIMES_BEGIN,
     TIMES_END,
     anchors_table,
     build_report,
+    claims_table,
     results_table,
     times_table,
     to_html,
@@ -127,29 +131,41 @@ def test_non_standard_data_is_stamped_on_every_table(tmp_path):
     assert "Non-standard data: 84 images" in (tmp_path / "report.html").read_text()
 
 
-def test_readme_gets_results_and_times_between_their_markers(tmp_path):
+def test_readme_gets_claims_results_and_times_between_their_markers(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(
-        f"# Title\n{RESULTS_BEGIN}\nold\n{RESULTS_END}\nText.\n{TIMES_BEGIN}\nold\n{TIMES_END}\nThe end.\n"
-    )
+    pairs = [(CLAIMS_BEGIN, CLAIMS_END), (RESULTS_BEGIN, RESULTS_END), (TIMES_BEGIN, TIMES_END)]
+    readme.write_text("# Title\n" + "Text.\n".join(f"{begin}\nold\n{end}\n" for begin, end in pairs) + "The end.\n")
+    claim = {"claimed": "60 %", "measured": "61 %", "n": 3589, "verdict": "consistent"}
+    claims = pd.DataFrame([{"claim": MAIN_CLAIMS[0], **claim}, {"claim": "a detail", **claim}])
     summary = pd.DataFrame([{"notebook": "04", "profile": "cpu", "device": "CPU", **ROW}])
     facts = {"seconds": 90.0, "peak_memory_mb": 1234, "profile": "cpu", "device": "cpu"}
-    update_readme(readme, summary, {"stages": {"04_baseline_cnn": facts}})
+    update_readme(readme, claims, summary, {"stages": {"04_baseline_cnn": facts}})
     text = readme.read_text()
     assert "old" not in text and text.startswith("# Title\n") and text.endswith("The end.\n")
-    assert "61.2%" in text.split("Text.")[0]
-    assert "| 1.5       | 1.2 GB" in text.split("Text.")[1]
-    update_readme(readme, summary, {"stages": {"04_baseline_cnn": facts}})
+    shown_claims, results, times = text.split("Text.")
+    assert "| 3,589 | consistent" in shown_claims and "a detail" not in shown_claims
+    assert "Split: test. n: 3,589. profile: cpu. device: CPU.\n" in results and "61.2%" in results
+    assert "| 1.5       | 1.2 GB" in times
+    update_readme(readme, claims, summary, {"stages": {"04_baseline_cnn": facts}})
     assert readme.read_text() == text
 
 
 def test_readme_of_this_project_agrees_with_its_reports():
     reports = PROJECT_ROOT / "reports"
     text = (PROJECT_ROOT / "README.md").read_text(encoding="utf8")
+    claims = pd.read_csv(reports / "tables" / "claims.csv")
+    assert set(MAIN_CLAIMS) <= set(claims.claim)
+    assert text.split(CLAIMS_BEGIN)[1].split(CLAIMS_END)[0].strip() == claims_table(claims)
     shown = text.split(RESULTS_BEGIN)[1].split(RESULTS_END)[0].strip()
     assert shown == results_table(pd.read_csv(reports / "summary.csv"))
     shown = text.split(TIMES_BEGIN)[1].split(TIMES_END)[0].strip()
     assert shown == times_table(json.loads((reports / "provenance.json").read_text()))
+
+
+def test_results_keep_a_column_whose_values_differ():
+    rows = [{"notebook": "04", "profile": profile, "device": "CPU", **ROW} for profile in ("cpu", "full")]
+    table = results_table(pd.DataFrame(rows))
+    assert table.startswith("Split: test. n: 3,589. device: CPU.\n\n| notebook") and "| full " in table
 
 
 def test_published_report_is_consistent(as_committed):

@@ -1,4 +1,4 @@
-"""What is made from the results of all notebooks: summary.csv, claims.csv, anchors.csv, report.html, README's table."""
+"""What is made from the results of all notebooks: summary, claims, anchors, report.html, and tables of README.md."""
 
 import base64
 import json
@@ -13,15 +13,35 @@ from fer_utils.pipeline.execution import shrink_picture
 from fer_utils.report import CLAIM_COLUMNS, SUMMARY_COLUMNS, format_cell, write_csv
 
 ASSETS = Path(__file__).parents[1] / "assets"
+CLAIMS_BEGIN, CLAIMS_END = "<!-- claims: generated from reports/tables/claims.csv -->", "<!-- end of claims -->"
 RESULTS_BEGIN, RESULTS_END = "<!-- results: generated from reports/summary.csv -->", "<!-- end of results -->"
 TIMES_BEGIN, TIMES_END = "<!-- times: generated from reports/provenance.json -->", "<!-- end of times -->"
+
+MAIN_CLAIMS = (  # what README shows of claims.csv: without single points, emotions and versions
+    "images without a detected face",
+    "landmark error, mean",
+    "baseline CNN, accuracy",
+    "attention ResNet18, accuracy",
+    "gain from attention, recipe original, points",
+    "gain from attention, recipe ours, points",
+    "EfficientNet-B0, crp, accuracy",
+    "EfficientNet-B0, two models, accuracy",
+    "EfficientNet-B0, two models, GFLOPs",
+    "EfficientNet-B0, one CRP model, efficiency",
+    "where the network looks, surprise",
+    "where the network looks, fear",
+    "where the network looks, happy",
+    "where the network looks, sad",
+    "resnet18 fine-tuned, accuracy",
+    "ResNet-50 with local features, attention and fusion on RAF-DB, accuracy",
+)
 
 
 def build_report(reports: Path, provenance: dict) -> None:
     """Make summary.csv, claims.csv, anchors.csv, provenance.json and report.html from what the notebooks published.
 
-    reports: the folder that holds tables/, figures/ and manifests/. For the project's own reports the tables of results
-    and of times in README.md are renewed as well.
+    reports: the folder that holds tables/, figures/ and manifests/. For the project's own reports the tables of claims,
+    results and times in README.md are renewed as well.
     """
     manifests = [json.loads(path.read_text()) for path in sorted((reports / "manifests").glob("*.json"))]
     summary = pd.DataFrame([row for m in manifests for row in m["summary"]], columns=SUMMARY_COLUMNS)
@@ -34,7 +54,7 @@ def build_report(reports: Path, provenance: dict) -> None:
     atomic_write(reports / "provenance.json", (json.dumps(provenance, indent=1, sort_keys=True) + "\n").encode())
     atomic_write(reports / "report.html", render_page(reports, manifests, summary, claims, provenance).encode())
     if reports == PROJECT_ROOT / "reports":
-        update_readme(PROJECT_ROOT / "README.md", summary, provenance)
+        update_readme(PROJECT_ROOT / "README.md", claims, summary, provenance)
 
 
 def render_page(
@@ -73,8 +93,19 @@ def anchors_table(summary: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([pd.read_csv(ASSETS / "anchors.csv"), pd.DataFrame(ours)], ignore_index=True)
 
 
+def claims_table(claims: pd.DataFrame) -> str:
+    """The README's claims: one Markdown row for each of MAIN_CLAIMS that was answered."""
+    shown = claims[claims.claim.isin(MAIN_CLAIMS)].copy()
+    shown["n"] = shown.n.map("{:,}".format).replace("0", "-")
+    columns = ["claim", "claimed", "measured", "n", "verdict"]
+    return shown[columns].to_markdown(index=False, disable_numparse=True)
+
+
 def results_table(summary: pd.DataFrame) -> str:
-    """The README's results on test: one Markdown row per model, accuracies in percent."""
+    """The README's results on test: one Markdown row per model, accuracies in percent.
+
+    What is the same in all rows stands above the table instead.
+    """
     percent = "{:.1%}".format
     rows = [
         {
@@ -87,11 +118,15 @@ def results_table(summary: pd.DataFrame) -> str:
             "without copies": percent(row.accuracy_no_duplicates),
             "seeds": row.seeds,
             "GMACs": f"{row.gmacs:.3f}",
-            "profile, device": f"{row.profile}, {row.device}",
+            "profile": row.profile,
+            "device": row.device,
         }
         for row in summary[(summary.split == "test") & ~summary.model.str.endswith("_on_rafdb")].itertuples()
     ]
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    table = pd.DataFrame(rows)
+    same = [column for column in ("n", "profile", "device") if table[column].nunique() == 1]
+    facts = " ".join(["Split: test.", *(f"{column}: {table[column][0]}." for column in same)])
+    return f"{facts}\n\n" + table.drop(columns=same).to_markdown(index=False, disable_numparse=True)
 
 
 def times_table(provenance: dict) -> str:
@@ -108,10 +143,11 @@ def times_table(provenance: dict) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-def update_readme(readme: Path, summary: pd.DataFrame, provenance: dict) -> None:
-    """Put the tables of results and times between their markers in README.md; nothing else changes."""
+def update_readme(readme: Path, claims: pd.DataFrame, summary: pd.DataFrame, provenance: dict) -> None:
+    """Put the tables of claims, results and times between their markers in README.md; nothing else changes."""
     text = readme.read_text(encoding="utf8")
     for begin, end, table in [
+        (CLAIMS_BEGIN, CLAIMS_END, claims_table(claims)),
         (RESULTS_BEGIN, RESULTS_END, results_table(summary)),
         (TIMES_BEGIN, TIMES_END, times_table(provenance)),
     ]:
