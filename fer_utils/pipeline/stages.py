@@ -119,7 +119,7 @@ STAGES = (
             "predictions/06_efficientnet_crp_cutout.npz",
             "predictions/06_efficientnet_mixup_cutmix.npz",
         ),
-        minutes={"sample": 2, "cpu": 65, "full": 30},
+        minutes={"sample": 2, "cpu": 105, "full": 30},
         params={
             "sample": {
                 "versions": ["none", "crp", "crp_light", "crp_cutout", "mixup_cutmix"],
@@ -132,7 +132,7 @@ STAGES = (
             "cpu": {
                 "versions": ["none", "crp", "crp_light", "crp_cutout", "mixup_cutmix"],
                 "trial_lr": 0.001,
-                "epochs": 7,
+                "epochs": 11,
                 "max_lr": 0.001,
                 "seeds": [0],
             },
