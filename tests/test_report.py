@@ -27,6 +27,9 @@ from fer_utils.pipeline.page import (
     to_html,
     update_readme,
 )
+from fer_utils.pipeline.planning import needed_files
+from fer_utils.pipeline.publish import Folders
+from fer_utils.pipeline.stages import STAGES
 from fer_utils.report import Report, to_markdown
 
 ROW = {
@@ -184,6 +187,14 @@ def test_published_report_is_consistent(as_committed):
         with np.load(PROJECT_ROOT / "reports" / "predictions" / f"{row.notebook[:2]}_{row.model}.npz") as file:
             hits = file["test"].argmax(2) == test_labels  # zip and folder rows are in class order
         assert hits.mean() == pytest.approx(row.accuracy, abs=6e-4)  # float16 logits may tie
+
+
+def test_published_logits_are_all_that_the_ensembles_need():
+    [stage] = [stage for stage in STAGES if stage.name == "07_ensemble_gflops"]
+    folders = Folders.of(PROJECT_ROOT, "cpu", custom=False)
+    assert list(stage.needs) == ["04_baseline_cnn", "05_attention_resnet", "06_efficientnet_ablation"]
+    for need in stage.needs:
+        assert all(needed_files(stage, need, folders).values()), f"reports/ lacks results of {need}"
 
 
 def published_artifacts(kind):

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 
 from fer_utils.data import EMOTIONS, PROJECT_ROOT, load_sample
+from fer_utils.pipeline.planning import needed_files
+from fer_utils.pipeline.publish import Folders
 from fer_utils.pipeline.stages import STAGES
 from fer_utils.predict import load_predictions
 
@@ -55,6 +57,15 @@ def test_every_declared_file_is_published():
             checkpoint = OUTPUTS / "checkpoints" / stage.name / give.removeprefix("checkpoints/")
             assert (checkpoint if give.startswith("checkpoints/") else REPORTS / give).stat().st_size > 0
         assert (REPORTS / "manifests" / f"{stage.name}.json").is_file()
+
+
+def test_every_needed_file_is_published():
+    folders = Folders.of(PROJECT_ROOT, "sample", custom=False)
+    for stage in STAGES:
+        for need in stage.needs:
+            for pattern, files in needed_files(stage, need, folders).items():
+                assert files, f"{stage.name} needs {pattern} of {need}"
+                assert all((PROJECT_ROOT / file).is_file() for file in files)
 
 
 def test_class_counts_are_those_of_the_data(faces):
