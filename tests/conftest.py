@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -27,6 +28,15 @@ def real_archive() -> Path:
     if path is None:
         pytest.skip("the real FER2013 archive is not on this machine (set FER_DATA to its path)")
     return path
+
+
+@pytest.fixture(scope="session")
+def needs_mediapipe() -> None:
+    """Skips what finds faces or points, where MediaPipe has no package (Linux on ARM)."""
+    try:
+        metadata.version("mediapipe")
+    except metadata.PackageNotFoundError:
+        pytest.skip("MediaPipe is not installed here")
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def portrait():
 
 
 @pytest.fixture(scope="module")
-def finder():
+def finder(needs_mediapipe):
     finder = faces.FaceFinder()
     yield finder
     finder.close()
@@ -94,7 +94,7 @@ BROKEN = {"without solutions": ("", "cannot import name 'solutions'"), "crashes"
 
 
 @pytest.mark.parametrize("source, message", BROKEN.values(), ids=BROKEN)
-def test_broken_mediapipe_is_said_and_the_whole_image_taken(tmp_path, monkeypatch, source, message):
+def test_broken_mediapipe_is_said_and_the_whole_image_taken(needs_mediapipe, tmp_path, monkeypatch, source, message):
     (tmp_path / "mediapipe").mkdir()
     (tmp_path / "mediapipe" / "__init__.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)  # the worker searches where its parent does

@@ -38,7 +38,7 @@ def sample():
 
 
 @pytest.fixture(scope="module")
-def labelled(sample):
+def labelled(needs_mediapipe, sample):
     return label_landmarks(sample.images, workers=2)
 
 
@@ -156,7 +156,7 @@ def test_damaged_chunks_are_labelled_again(sample, labelled, tmp_path, monkeypat
     assert same(label_landmarks(sample.images, cache=tmp_path), labelled)
 
 
-def test_the_cache_distinguishes_images_and_settings(sample, tmp_path):
+def test_the_cache_distinguishes_images_and_settings(needs_mediapipe, sample, tmp_path):
     plain = label_landmarks(sample.images[:5], cache=tmp_path)
     assert not same(plain, label_landmarks(sample.images[5:10], cache=tmp_path))
     assert not same(plain, label_landmarks(sample.images[:5], cache=tmp_path, eyes="iris"))
@@ -178,7 +178,7 @@ def test_constant_images_and_noise_are_masked(sample, labelled, capfd):
     assert capfd.readouterr().err == ""  # nothing of what MediaPipe logs
 
 
-def test_no_face_at_all_is_said():
+def test_no_face_at_all_is_said(needs_mediapipe):
     with pytest.raises(DataError, match="no face was found in any of the 3 images"):
         label_landmarks(np.zeros((3, 48, 48), np.uint8))
 
@@ -200,7 +200,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("source, message", BROKEN.values(), ids=BROKEN)
-def test_broken_mediapipe_is_said(sample, tmp_path, monkeypatch, source, message):
+def test_broken_mediapipe_is_said(needs_mediapipe, sample, tmp_path, monkeypatch, source, message):
     (tmp_path / "mediapipe").mkdir()
     (tmp_path / "mediapipe" / "__init__.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)  # workers search where their parent does

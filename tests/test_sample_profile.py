@@ -31,7 +31,7 @@ def run_all(*arguments: str, cwd: os.PathLike) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def finished_run(tmp_path_factory):
+def finished_run(needs_mediapipe, tmp_path_factory):
     """One forced run of every stage."""
     return run_all("--force", "--device", "cpu", cwd=tmp_path_factory.mktemp("elsewhere"))
 
