@@ -92,6 +92,14 @@ def test_page_is_self_contained_and_holds_everything(tmp_path):
     assert json.loads((tmp_path / "provenance.json").read_text()) == {"commit": "abc123"}
 
 
+def test_page_says_of_each_notebook_when_and_from_which_code_it_was_run(tmp_path):
+    publish(tmp_path)
+    run = {"finished": "2026-11-24T18:45:32+00:00", "commit": "d702b8cf8fd1", "dirty": True}
+    build_report(tmp_path, {"stages": {"04_baseline_cnn": run}})
+    page = " ".join((tmp_path / "report.html").read_text().split())
+    assert "Profile cpu, x86_64 CPU, 2 threads, 2026-11-24, commit d702b8c with changes. " in page
+
+
 def test_summary_and_claims_have_their_columns(tmp_path):
     publish(tmp_path)
     build_report(tmp_path, {})
@@ -237,6 +245,21 @@ def test_published_figures_show_the_numbers_of_the_table_of_the_same_name():
     for data, table in pairs:
         for column in data.columns.intersection(table.columns):
             assert set(data[column].dropna()) <= set(table[column].dropna()), column
+
+
+def test_readme_names_the_notebooks_whose_published_run_is_older_than_their_code(as_committed):
+    def code(path):
+        cells = json.loads(path.read_text(encoding="utf8"))["cells"]
+        return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code" and not is_injected(cell)]
+
+    def is_injected(cell):
+        return "injected-parameters" in cell["metadata"].get("tags", [])
+
+    notebooks = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
+    older = [path.name[:2] for path in notebooks if code(path) != code(PROJECT_ROOT / "outputs" / path.name)]
+    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf8")
+    named = re.search(r"Published from an earlier version of their code: ([\d, ]+)\.", text)
+    assert (named[1].split(", ") if named else []) == older
 
 
 def test_shares_named_in_the_readme_are_those_of_the_tables(as_committed):

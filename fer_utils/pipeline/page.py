@@ -63,7 +63,9 @@ def render_page(
     """One self-contained HTML page: claims, summary, every figure and table with its caption, provenance."""
     environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True)
     sections = [
-        m | {"title": _title(m["notebook"]), "artifacts": [_page_artifact(reports, a) for a in m["artifacts"]]}
+        m
+        | {"title": _title(m["notebook"]), "artifacts": [_page_artifact(reports, a) for a in m["artifacts"]]}
+        | {"run": provenance.get("stages", {}).get(m["notebook"])}
         for m in manifests
     ]
     return environment.get_template("report.html.j2").render(
