@@ -65,6 +65,12 @@ def test_begins_with_a_question_and_ends_with_takeaways_and_exercises(notebook):
         assert section in markdown[-1]
 
 
+def test_every_exercise_has_a_hint(notebook):
+    exercises, hints = text_of(notebook, "markdown")[-1].split("## Exercises")[1].split("<details>")
+    numbered = re.compile(r"^\d+\. ", re.MULTILINE)
+    assert numbered.findall(exercises) == numbered.findall(hints) != []
+
+
 def test_has_expectations_and_checks(notebook):
     assert sum("What do you expect?" in text for text in text_of(notebook, "markdown")) >= 2
     assert sum("assert " in text for text in text_of(notebook, "code")) >= 3
