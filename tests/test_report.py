@@ -285,8 +285,12 @@ def test_findings_named_in_the_readme_are_those_of_the_tables(as_committed):
     assert f"({crp.accuracy:.1f} % and {none.accuracy:.1f} %)" in text
     assert f"({crp.accuracy_no_duplicates:.1f} % against {none.accuracy_no_duplicates:.1f} %)" in text
     assert f"({none.train_accuracy:.0f} % of train, {none.val_accuracy:.0f} % of val)" in text
+    ablation = pd.read_csv(tables / "06_ablation.csv").set_index("version")
+    assert ablation.epochs["crp"] == 11 and "after 11 epochs instead of 300" in text
+    assert f"McNemar's p = {ablation.p_holm['none']:.3f} corrected for four questions" in text
+    assert ablation.loc[["none", "crp_light", "crp_cutout", "mixup_cutmix"], "verdict"].eq("worse than crp").all()
     others = augmented.accuracy[["crp_light", "crp_cutout", "mixup_cutmix"]]
-    assert f"The three other versions reach {others.min():.1f} to {others.max():.1f} %" in text
+    assert f"The three other versions reach {others.min():.1f} to {others.max():.1f} %, each of them behind crp" in text
     ensembles = 100 * pd.read_csv(tables / "07_ensemble.csv").set_index("chosen").select_dtypes("number")
     best, single = ensembles.loc["yes"], ensembles.iloc[0]
     assert f"right on {best.accuracy:.1f} % of test, {best.difference:.1f} points more" in text
