@@ -289,6 +289,9 @@ def test_findings_named_in_the_readme_are_those_of_the_tables(as_committed):
     assert ablation.epochs["crp"] == 11 and "after 11 epochs instead of 300" in text
     assert f"McNemar's p = {ablation.p_holm['none']:.3f} corrected for four questions" in text
     assert ablation.loc[["none", "crp_light", "crp_cutout", "mixup_cutmix"], "verdict"].eq("worse than crp").all()
+    f1, recall = ablation.macro_f1, pd.read_csv(tables / "06_recall.csv").set_index("version")
+    assert f"its macro-F1 ({f1['crp']:.3f}) is below that without augmentation ({f1['none']:.3f})" in text
+    assert "crp finds none of the 55 disgusted faces" in text and recall.disgust["crp"] == 0
     others = augmented.accuracy[["crp_light", "crp_cutout", "mixup_cutmix"]]
     assert f"The three other versions reach {others.min():.1f} to {others.max():.1f} %, each of them behind crp" in text
     ensembles = 100 * pd.read_csv(tables / "07_ensemble.csv").set_index("chosen").select_dtypes("number")

@@ -119,7 +119,7 @@ STAGES = (
             "predictions/06_efficientnet_crp_cutout.npz",
             "predictions/06_efficientnet_mixup_cutmix.npz",
         ),
-        minutes={"sample": 2, "cpu": 105, "full": 30},
+        minutes={"sample": 2, "cpu": 115, "full": 30},
         params={
             "sample": {
                 "versions": ["none", "crp", "crp_light", "crp_cutout", "mixup_cutmix"],
