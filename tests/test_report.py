@@ -307,14 +307,11 @@ def test_findings_named_in_the_readme_are_those_of_the_tables(as_committed):
     ablation = pd.read_csv(tables / "11_ablation.csv").set_index("variant")
     regions, millions = 100 * ablation.accuracy, ablation.params / 1e6
     assert f"({millions['local']:.1f} million parameters, {regions['local']:.1f} % of test)" in text
-    assert (
-        f"({millions['global']:.0f} million, {regions['global']:.1f} %). Fusing both gives {regions['fused']:.1f} %"
-        in text
-    )
-    assert (
-        f"({regions['fused_whole']:.1f} %); regions that follow the landmarks give {regions['fused_landmarks']:.1f} %"
-        in text
-    )
+    assert f"({millions['global']:.0f} million, {regions['global']:.1f} %)" in text
+    assert f"of their own size and cost that sees no regions ({regions['local_whole']:.1f} %)" in text
+    assert f"Fusing both gives {regions['fused']:.1f} %, a control of the same cost" in text
+    assert f"{regions['fused_whole']:.1f} %; attention on top {regions['fused_attention']:.1f} %" in text
+    assert f"regions that follow the landmarks {regions['fused_landmarks']:.1f} %. Two seeds" in text
     final = pd.read_csv(tables / "11_results.csv").query("model == 'best_local_global' and split == 'test'")
     assert f"regions alone with all images, is right on {100 * final.accuracy.item():.1f} %" in text
     curve = pd.read_csv(tables / "10_label_curve.csv").query("network == 'resnet18'")

@@ -41,13 +41,13 @@ STAGES = (
             "tables/02_noise_floor.csv",
             "tables/02_mean_positions.csv",
         ),
-        minutes={"sample": 1, "cpu": 4, "full": 4},
+        minutes={"sample": 1, "cpu": 6, "full": 4},
         params={"sample": {"experiment_n": 100}, "full": {"experiment_n": 2000}},
     ),
     Stage(
         name="03_landmark_model",
         gives=("tables/03_landmark_error.csv", "tables/03_results.csv", "checkpoints/landmark_resnet18.pt"),
-        minutes={"sample": 2, "cpu": 20, "full": 15},
+        minutes={"sample": 2, "cpu": 30, "full": 15},
         needs={"02_landmark_labelling": ("checkpoints/landmarks.npz", "tables/02_noise_floor.csv")},
         params={
             "sample": {"max_gmacs": 0.1, "trial_images": 200, "trial_epochs": 2, "epochs": 8, "batch_size": 32},
@@ -188,7 +188,7 @@ STAGES = (
             "predictions/10_resnet18_scratch.npz",
             "predictions/10_resnet18_fine_tuned.npz",
         ),
-        minutes={"sample": 3, "cpu": 55, "full": 15},
+        minutes={"sample": 3, "cpu": 75, "full": 15},
         needs={
             "02_landmark_labelling": ("checkpoints/landmarks.npz",),
             "03_landmark_model": ("checkpoints/landmark_resnet18.pt",),
@@ -226,7 +226,7 @@ STAGES = (
             "predictions/11_best_local_global.npz",
             "checkpoints/best_local_global.pt",
         ),
-        minutes={"sample": 3, "cpu": 65, "full": 40},
+        minutes={"sample": 3, "cpu": 95, "full": 40},
         needs={
             "02_landmark_labelling": ("checkpoints/landmarks.npz",),
             "03_landmark_model": ("checkpoints/landmark_resnet18.pt",),
