@@ -88,7 +88,7 @@ STAGES = (
             "checkpoints/best_resnet18.pt",
             "checkpoints/attention_resnet18.pt",
         ),
-        minutes={"sample": 3, "cpu": 130, "full": 30},
+        minutes={"sample": 3, "cpu": 195, "full": 30},
         needs={"03_landmark_model": ("checkpoints/landmark_resnet18.pt", "tables/03_results.csv")},
         params={
             "sample": {
