@@ -69,7 +69,7 @@ STAGES = (
             "predictions/04_baseline_cnn.npz",
             "predictions/04_baseline_cnn_no_augmentation.npz",
         ),
-        minutes={"sample": 1, "cpu": 25, "full": 3},
+        minutes={"sample": 1, "cpu": 35, "full": 3},
         params={
             "sample": {"epochs": 8, "batch_size": 32},
             "full": {"epochs": 60, "seeds": [0, 1, 2, 3, 4]},
@@ -153,7 +153,7 @@ STAGES = (
     Stage(
         name="08_gradcam",
         gives=("tables/08_region_share.csv", "tables/08_claim.csv", "tables/08_faithfulness.csv"),
-        minutes={"sample": 1, "cpu": 2, "full": 3},
+        minutes={"sample": 1, "cpu": 3, "full": 3},
         needs={
             "02_landmark_labelling": ("checkpoints/landmarks.npz",),
             "04_baseline_cnn": ("checkpoints/baseline_cnn_seed0.pt",),
@@ -165,7 +165,7 @@ STAGES = (
     Stage(
         name="09_live_demo",
         gives=("tables/09_latency.csv", "tables/09_batching.csv", "tables/09_crops.csv", "tables/09_recrop.csv"),
-        minutes={"sample": 1, "cpu": 3, "full": 2},
+        minutes={"sample": 1, "cpu": 4, "full": 2},
         needs={
             "04_baseline_cnn": ("checkpoints/baseline_cnn_seed0.pt",),
             "05_attention_resnet": ("checkpoints/attention_resnet18.pt", "checkpoints/best_resnet18.pt"),
