@@ -182,7 +182,8 @@ def _page_artifact(reports: Path, artifact: dict) -> dict:
 def to_html(table: pd.DataFrame, digits: int) -> str:
     """An HTML table with floats rounded to `digits` and missing values as a dash.
 
-    Cells are marked as short or long, lest a browser squeezes a sentence or a name into a column one word wide.
+    Cells are marked as short or long, lest a browser squeezes a sentence or a name into a column one word wide. Column
+    names may break after an underscore, so that wide tables fit on paper: one that does not shrinks the whole print.
     """
     html = (
         table.astype(object)
@@ -190,5 +191,6 @@ def to_html(table: pd.DataFrame, digits: int) -> str:
         .to_html(index=False, border=0, justify="left")
         .replace("<th>", '<th scope="col">')
     )
+    html = re.sub(r"(?<=_)(?=[^<>]*</th>)", "<wbr>", html)
     html = re.sub(r"<td>([^<]{1,24})</td>", r'<td class="short">\1</td>', html)
     return re.sub(r"<td>([^<]{50,})</td>", r'<td class="long">\1</td>', html)
