@@ -42,8 +42,9 @@ from fer_utils.models import build_model
 from fer_utils.optim import build_optimizer
 from fer_utils.pipeline.publish import Folders, publish
 from fer_utils.report import Report, data_note, to_markdown
+from fer_utils.step import train_step
 from fer_utils.tasks import classification
-from fer_utils.train import choose_precision, device_name, fit, select_device, set_seed, train_step
+from fer_utils.train import choose_precision, device_name, fit, select_device, set_seed
 
 BATCH = 128
 TRAIN_IMAGES = 28_709  # FER2013's training split

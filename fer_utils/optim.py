@@ -32,7 +32,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         for (factor, decay), parameters in members.items()
     ]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True, capturable=on_gpu)  # it may be recorded as a graph
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 
@@ -54,6 +55,14 @@ def learning_rate(step: int, total_steps: int, val_losses: Sequence[float], conf
         return config.lr * (config.warmup_from + (1 - config.warmup_from) * step / warmup_steps)
     progress = (step - warmup_steps) / (total_steps - warmup_steps)
     return config.lr * (config.final + (1 - config.final) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def ema_weight(step: int, config: TrainConfig) -> float:
+    """By what share of the way the averaged weights follow those of the model after step 0, 1, ...
+
+    The decay grows from 0.1 to config.ema, so that the average soon forgets the random start.
+    """
+    return 1 - min(config.ema, (1 + step) / (10 + step))
 
 
 def count_plateaus(val_losses: Sequence[float], patience: int) -> int:

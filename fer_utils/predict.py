@@ -27,7 +27,6 @@ VIEWS = {
 }
 
 
-@torch.inference_mode()
 def predict_outputs(
     model: nn.Module,
     images: np.ndarray | torch.Tensor,
@@ -39,14 +38,28 @@ def predict_outputs(
 
     view: how the images are shown, one element of a list in VIEWS.
     """
+    return outputs_on_device(model, torch.as_tensor(images), device, batch_size, view).cpu().numpy()
+
+
+@torch.inference_mode()
+def outputs_on_device(
+    model: nn.Module,
+    images: torch.Tensor,
+    device: torch.device | str,
+    batch_size: int,
+    view: tuple[bool, float, float, float] = (False, 0, 0, 1),
+    precision: str = "fp32",
+) -> torch.Tensor:
+    """As predict_outputs, but the outputs stay on the device, and nothing waits for it. precision: "fp32", "bf16"."""
     training = model.training
     model.eval()
-    outputs = [
-        model(show(to_float(chunk.to(device)), view).contiguous(memory_format=torch.channels_last))
-        for chunk in torch.as_tensor(images).split(batch_size)
-    ]
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+        outputs = [
+            model(show(to_float(chunk.to(device)), view).contiguous(memory_format=torch.channels_last))
+            for chunk in images.split(batch_size)
+        ]
     model.train(training)
-    return torch.cat(outputs).float().cpu().numpy()
+    return torch.cat(outputs).float()
 
 
 def show(images: torch.Tensor, view: tuple[bool, float, float, float]) -> torch.Tensor:

@@ -8,7 +8,8 @@ import platform
 import random
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,14 +17,17 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from fer_utils.augment import to_float
 from fer_utils.checkpoints import TrainingError, read_checkpoint, require_same, signature, write_checkpoint
 from fer_utils.config import TrainConfig
 from fer_utils.optim import build_optimizer, learning_rate, lr_factor
-from fer_utils.predict import predict_outputs
-from fer_utils.tasks import Compare, Task, balanced_weights, classification
+from fer_utils.predict import outputs_on_device
+from fer_utils.step import TrainingStep
+from fer_utils.streams import open_stream
+from fer_utils.tasks import Task, balanced_weights, classification
+
+AT_ONCE = 6  # runs side by side on a GPU: as many as there are seeds to compare two methods
+SAVE_SECONDS = 30  # between two checkpoints on a GPU, where an epoch may take less than writing one
 
 
 @dataclass
@@ -80,6 +84,30 @@ def device_name(device: torch.device) -> str:
     return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
+@dataclass
+class Run:
+    """One training run: a network, what it learns from, and how. `fit_all` takes several.
+
+    model: is trained in place, and ends with the weights of its best epoch on val.
+    train, val: (images (N,48,48) or (N,3,H,W) uint8, targets (N,...)): labels (N,) int64, or what else the task asks
+    for, such as shares of the classes (N,7) float32. Runs that are given the same arrays share them on the device.
+    checkpoint: file to save to and to resume from; a resumed run ends with the same weights as an uninterrupted one
+    (bit for bit on the same CPU). It is written after every epoch, on a GPU at most every SAVE_SECONDS and at the end.
+    task: what is learned; None: to classify, with the loss that config describes.
+    on_epoch: called with each new row of the history; training ends early when it returns True.
+    name: how the lines of progress call it, where there are several.
+    """
+
+    model: nn.Module
+    train: tuple[np.ndarray, np.ndarray]
+    val: tuple[np.ndarray, np.ndarray]
+    config: TrainConfig
+    checkpoint: Path | None = None
+    task: Task | None = None
+    on_epoch: Callable[[dict], bool | None] | None = None
+    name: str = ""
+
+
 def fit(
     model: nn.Module,
     train: tuple[np.ndarray, np.ndarray],
@@ -90,136 +118,141 @@ def fit(
     on_epoch: Callable[[dict], bool | None] | None = None,
     task: Task | None = None,
 ) -> FitResult:
-    """Train a network and leave the weights of its best epoch on val in it.
-
-    train, val: (images (N,48,48) or (N,3,H,W) uint8, targets (N,...)): labels (N,) int64, or what else the task asks
-    for, such as shares of the classes (N,7) float32.
-    checkpoint: file to save to after every epoch and to resume from; a resumed run ends with the same weights as an
-    uninterrupted one (bit for bit on the same CPU). on_epoch: called with each new row of the history; training ends
-    early when it returns True. task: what is learned; None: to classify, with the loss that config describes.
+    """Train a network and leave the weights of its best epoch on val in it; the arguments are those of `Run`.
 
     Raises TrainingError when the loss is no longer finite, when the GPU's memory does not suffice, or when the
     checkpoint belongs to another run.
     """
+    return fit_all([Run(model, train, val, config, checkpoint, task, on_epoch)], device)[0]
+
+
+def fit_all(runs: Sequence[Run], device: torch.device | str = "cpu", at_once: int | None = None) -> list[FitResult]:
+    """Train several networks; returns their results in the order of the runs.
+
+    On a CPU they are trained one after another, on a GPU side by side. at_once: how many at most; None: AT_ONCE, and no
+    more than fit into three quarters of the free memory if each takes as much as the running ones do (the rest is for
+    validation). What a run learns does not depend on the others, but its seconds do: they are those of the clock, on a
+    GPU that is shared.
+
+    A run that fails ends alone: its reason is printed, the others go on. At the end the first reason is raised as
+    TrainingError (see `fit`); what the others have learned is in their models and checkpoints.
+    """
     device = torch.device(device)
-    model.to(device, memory_format=torch.channels_last)
-    train_images, train_targets, val_images = (torch.as_tensor(a).to(device) for a in (*train, val[0]))
-    val_targets = torch.as_tensor(val[1])
-    task = task or _classification(config, train[1], device)
-    set_seed(config.seed)
-    frozen = freeze(model, config)
-    run = _Run(model, config, task, device, data=[zlib.crc32(np.ascontiguousarray(array)) for array in (*train, *val)])
-    if not run.resume(checkpoint):
-        run.precision = choose_precision(model, device) if config.precision == "auto" else config.precision
+    arrays, room = _ArraysOnDevice(device), _Room(device, at_once)
+    waiting = deque(enumerate(runs))
+    active: dict[int, _Training] = {}
+    ended: dict[int, FitResult | TrainingError] = {}
     try:
-        while not run.finished():
-            row = _epoch(run, (train_images, train_targets), (val_images, val_targets), checkpoint)
-            run.add(row)
-            if checkpoint:
-                run.save(checkpoint)
-            print(_progress_line(run.history, config.epochs, task), flush=True)
-            if on_epoch and on_epoch(row):
-                break
-    except torch.cuda.OutOfMemoryError as error:
-        raise TrainingError(
-            f"the GPU's memory does not suffice for batch_size {config.batch_size}; try {config.batch_size // 2}"
-        ) from error
+        while waiting or active:
+            if waiting and room.for_one_more(len(active), len(ended)):
+                position, run = waiting.popleft()
+                active[position] = _Training(run, device, arrays, prefix=f"{run.name}: " if len(runs) > 1 else "")
+            for position, training in list(active.items()):
+                outcome = _advance(training, len(active))
+                if outcome is not None:
+                    ended[position] = outcome
+                    active.pop(position).close()
+                    if isinstance(outcome, TrainingError) and len(runs) > 1:
+                        print(f"{training.prefix}{outcome}; the other runs go on", flush=True)
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        model.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
-    model.load_state_dict(run.best_weights)
-    return FitResult(pd.DataFrame(run.history), run.precision, task)
+        for training in active.values():
+            training.close()
+    for outcome in (ended[position] for position in range(len(runs))):
+        if isinstance(outcome, TrainingError):
+            raise outcome
+    return [ended[position] for position in range(len(runs))]
 
 
-def fit_seeds(
+def _advance(training: "_Training", active: int) -> FitResult | TrainingError | None:
+    """Let a run queue its next step: None, or how it has ended. active: the number of runs that share the device."""
+    try:
+        return training.advance()
+    except TrainingError as error:
+        return error
+    except torch.cuda.OutOfMemoryError as error:
+        fewer = f"for {active} runs at once; try at_once={active - 1}, or " if active > 1 else "for "
+        size = training.run.config.batch_size
+        failure = TrainingError(f"the GPU's memory does not suffice {fewer}batch_size {size}; try {max(1, size // 2)}")
+        failure.__cause__ = error
+        return failure
+
+
+class _Room:
+    """Whether a device has room for one more run."""
+
+    def __init__(self, device: torch.device, at_once: int | None) -> None:
+        self.device, self.at_once = device, at_once
+        self.free_at_first = self._free()
+        self.asked: tuple[int, int] | None = None
+
+    def _free(self) -> int:
+        """Bytes that are free on the GPU."""
+        if self.device.type == "cpu":
+            return 0
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(self.device)[0]
+
+    def for_one_more(self, active: int, ended: int) -> bool:
+        """Asked again in the same situation, it says no without looking: to look at the memory takes time."""
+        if active == 0 or self.device.type == "cpu":
+            return active == 0
+        if self.at_once is not None or active >= AT_ONCE:
+            return active < (self.at_once or AT_ONCE)
+        if self.asked == (active, ended):
+            return False
+        self.asked = active, ended
+        used_by_each = (self.free_at_first - self._free()) / active
+        return (active + 1) * used_by_each <= 0.75 * self.free_at_first
+
+
+class _ArraysOnDevice:
+    """Arrays as tensors on the device, and their checksums; the same array, used by several runs, is copied once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.known: dict[int, tuple[np.ndarray, torch.Tensor, int]] = {}
+
+    def __call__(self, array: np.ndarray) -> tuple[torch.Tensor, int]:
+        if id(array) not in self.known:
+            tensor = torch.as_tensor(array).to(self.device)
+            self.known[id(array)] = array, tensor, zlib.crc32(np.ascontiguousarray(array))
+        return self.known[id(array)][1:]
+
+
+def seed_runs(
     build: Callable[[], nn.Module],
     train: tuple[np.ndarray, np.ndarray],
     val: tuple[np.ndarray, np.ndarray],
     config: TrainConfig,
     seeds: Sequence[int],
-    device: torch.device | str = "cpu",
     checkpoint: Callable[[TrainConfig], Path] | None = None,
     task: Task | None = None,
-) -> list[tuple[nn.Module, FitResult]]:
-    """Train one config from several seeds, which decide initial weights, order, dropout and augmentation.
+    name: str = "",
+) -> list[Run]:
+    """A run of one config for each seed, which decides initial weights, order, dropout and augmentation.
 
-    build: makes a new model. checkpoint: gives the file of each run by its config; the rest as in fit. Returns the
-    model and the result of each seed, in their order; a model that build made does not depend on the seeds before it.
+    build: makes a new model, which does not depend on the seeds before it. checkpoint: gives the file of each run by
+    its config. The rest as in `Run`; the name is followed by the seed.
     """
-    fitted = []
+    runs = []
     for seed in seeds:
         set_seed(seed)
-        model, run = build(), replace(config, seed=seed)
-        fitted.append((model, fit(model, train, val, run, device, checkpoint(run) if checkpoint else None, task=task)))
-    return fitted
+        model, own = build(), replace(config, seed=seed)
+        file = checkpoint(own) if checkpoint else None
+        runs.append(Run(model, train, val, own, file, task, name=f"{name}, seed {seed}" if name else f"seed {seed}"))
+    return runs
+
+
+def fit_seeds(build, train, val, config, seeds, device="cpu", checkpoint=None, task=None):
+    """Train the runs of seed_runs; returns the model and the result of each seed."""
+    runs = seed_runs(build, train, val, config, seeds, checkpoint, task)
+    return [(run.model, result) for run, result in zip(runs, fit_all(runs, device), strict=True)]
 
 
 def _classification(config: TrainConfig, labels: np.ndarray, device: torch.device) -> Task:
     """The task that a config describes; class weights come from the training labels."""
     weights = balanced_weights(np.asarray(labels)).to(device) if config.class_weights == "balanced" else None
     return classification(config.label_smoothing, config.focal_gamma, weights)
-
-
-def _epoch(
-    run: "_Run",
-    train: tuple[torch.Tensor, torch.Tensor],
-    val: tuple[torch.Tensor, torch.Tensor],
-    checkpoint: Path | None,
-) -> dict[str, float]:
-    """Train for an epoch, judge on val, and return the row of the history; TrainingError when a loss is not finite."""
-    start, task = time.perf_counter(), run.task
-    losses, measured = _train_epoch(run, *train)
-    bad = (~torch.isfinite(losses)).nonzero()
-    if len(bad):
-        raise _not_finite(losses[bad[0]], f"at step {int(bad[0]) + 1} of", run, checkpoint)
-    seconds = time.perf_counter() - start
-    val_images, val_targets = val
-    val_outputs = torch.from_numpy(predict_outputs(run.judged, val_images, val_images.device))
-    val_loss = task.loss(val_outputs, val_targets)
-    if not torch.isfinite(val_loss):  # the last step has spoilt the weights
-        raise _not_finite(val_loss, "on val after", run, checkpoint)
-    return {
-        "epoch": len(run.history) + 1,
-        "lr": run.optimizer.param_groups[0]["lr"] / run.optimizer.param_groups[0]["lr_factor"],
-        "train_loss": float(losses.mean()),
-        f"train_{task.measure}": measured,
-        "val_loss": float(val_loss),
-        f"val_{task.measure}": float(task.measured(val_outputs, val_targets).mean()),
-        "seconds": seconds,
-    }
-
-
-def _train_epoch(run: "_Run", images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """One pass over the training data. Returns the loss of every step and the mean measure over all images seen.
-
-    Nothing in the loop waits for the device: losses and measures are kept there until the end. The last, incomplete
-    batch is dropped; each epoch shuffles anew, so every image gets its turn.
-    """
-    config, task, device = run.config, run.task, images.device
-    set_modes(run.model, config)
-    epoch = len(run.history)
-    batch = min(config.batch_size, len(images))
-    steps = len(images) // batch
-    order = torch.randperm(len(images), device=device, generator=run.generator)
-    mirrored = _sides(len(images), config.seed, epoch, device) if config.augment.alternate else None
-    val_losses = [row["val_loss"] for row in run.history]
-    losses = torch.zeros(steps, device=device)
-    measured = torch.zeros((), device=device)
-    for step in range(steps):
-        lr = learning_rate(epoch * steps + step, config.epochs * steps, val_losses, config)
-        for group in run.optimizer.param_groups:
-            group["lr"] = lr * group["lr_factor"]
-        chosen = order[step * batch : (step + 1) * batch]
-        mirror = None if mirrored is None else mirrored[chosen]
-        inputs, wanted = task.augment(to_float(images[chosen]), targets[chosen], config.augment, run.generator, mirror)
-        losses[step], outputs = train_step(
-            run.model, run.optimizer, inputs, wanted, task.loss, run.precision, config.clip
-        )
-        if run.averaged is not None:
-            update_average(run.averaged, run.model, config.ema, epoch * steps + step)
-        measured += task.measured(outputs, wanted).sum()
-    return losses.cpu(), float(measured) / (steps * batch)
 
 
 def freeze(model: nn.Module, config: TrainConfig) -> list[nn.Parameter]:
@@ -239,49 +272,6 @@ def set_modes(model: nn.Module, config: TrainConfig) -> None:
             module.training = False
 
 
-def _sides(n: int, seed: int, epoch: int, device: torch.device) -> torch.Tensor:
-    """(n,) bool: a coin for each image says whether it is mirrored in even epochs or in odd ones."""
-    coins = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.5
-    return (coins ^ bool(epoch % 2)).to(device)
-
-
-def train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    inputs: torch.Tensor,
-    targets: torch.Tensor,
-    loss_of: Compare,
-    precision: str,
-    clip: float = 0.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward, loss, backward, update on one batch. Returns the loss () and the outputs (N,...), both detached.
-
-    clip: largest norm of the gradient; 0: no limit.
-    """
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        outputs = model(inputs.contiguous(memory_format=torch.channels_last)).float()
-    loss = loss_of(outputs, targets)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if clip:
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
-    return loss.detach(), outputs.detach()
-
-
-@torch.no_grad()
-def update_average(averaged: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Move the averaged weights and the statistics of norms a little towards those of the model, after step 0, 1, ...
-
-    The decay grows from 0.1 to its value, so that the average soon forgets the random start.
-    """
-    tensors, means = (
-        [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
-        for network in (model, averaged)
-    )
-    get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(means, tensors, None)
-
-
 def choose_precision(model: nn.Module, device: torch.device) -> str:
     """Return "bf16" where the device calculates in it natively, else "fp32".
 
@@ -296,25 +286,125 @@ def choose_precision(model: nn.Module, device: torch.device) -> str:
     return "bf16" if native and not depthwise else "fp32"
 
 
-class _Run:
-    """The part of a training run that changes, and that a checkpoint therefore holds."""
+class _Training:
+    """A run in progress: what changes while it learns, and what a checkpoint therefore holds."""
 
-    def __init__(
-        self, model: nn.Module, config: TrainConfig, task: Task, device: torch.device, data: list[int]
-    ) -> None:
-        self.model, self.config, self.task = model, config, task
-        self.optimizer = build_optimizer(model, config)
-        self.generator = torch.Generator(device).manual_seed(config.seed)
-        self.averaged = copy.deepcopy(model) if config.ema else None
-        self.identity = signature(model) | asdict(config) | {"task": task.name, "data of train and val": data}
+    def __init__(self, run: Run, device: torch.device, arrays: _ArraysOnDevice, prefix: str) -> None:
+        """arrays: where to find the data on the device. prefix: of every line of progress."""
+        self.run, self.model, self.config, self.prefix = run, run.model, run.config, prefix
+        self.task = run.task or _classification(run.config, run.train[1], device)
+        self.device, self.arrays = device, arrays
+        self.stream = open_stream(device)
         self.history: list[dict] = []
         self.best_weights: dict[str, torch.Tensor] = {}
-        self.precision = "fp32"
+        self.frozen: list[nn.Parameter] = []
+        self._work = self._train()
+
+    def advance(self) -> FitResult | None:
+        """Queue the next piece of work; the result once the run has ended."""
+        with self.stream.active():
+            return next(self._work)
+
+    def close(self) -> None:
+        """Leave the model as it is found everywhere else, and give memory back."""
+        self._work.close()
+        self.stream.close()
+        for parameter in self.frozen:
+            parameter.requires_grad_(True)
+        self.model.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
+
+    def _train(self) -> Iterator[FitResult | None]:
+        """The whole training. Yields None whenever the device has work, so that others get a turn; then the result."""
+        self._prepare()
+        while not self.finished():
+            row = yield from self._epoch()
+            self.add(row)
+            self._save_if_due()
+            print(self.prefix + _progress_line(self.history, self.config.epochs, self.task), flush=True)
+            if self.run.on_epoch and self.run.on_epoch(row):
+                break
+        self._save_if_due(at_end=True)
+        self.model.load_state_dict(self.best_weights)
+        yield FitResult(pd.DataFrame(self.history), self.precision, self.task)
+
+    def _prepare(self) -> None:
+        """Everything before the first epoch: seeds, optimizer, the state of an earlier attempt, the step."""
+        (images, a), (targets, b), (self.val_images, c), (self.val_targets, d) = (
+            self.arrays(array) for array in (*self.run.train, *self.run.val)
+        )
+        self.model.to(self.device, memory_format=torch.channels_last)
+        set_seed(self.config.seed)
+        self.frozen = freeze(self.model, self.config)
+        self.optimizer = build_optimizer(self.model, self.config)
+        self.generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        self.ema_model = copy.deepcopy(self.model) if self.config.ema else None
+        about = {"task": self.task.name, "data of train and val": [a, b, c, d]}
+        self.identity = signature(self.model) | asdict(self.config) | about
+        if not self.resume(self.run.checkpoint):
+            wanted = self.config.precision
+            self.precision = choose_precision(self.model, self.device) if wanted == "auto" else wanted
+        self.saved_epoch, self.saved_at = len(self.history), time.monotonic()
+        self.step = TrainingStep(
+            self.model,
+            self.ema_model,
+            self.optimizer,
+            self.task,
+            self.config,
+            self.precision,
+            images,
+            targets,
+            self.generator,
+        )
+        self.next_step: Callable[[], None] | None = None
+
+    def _epoch(self) -> Iterator[None]:
+        """Train for an epoch, validate, and return the row of the history; TrainingError when a loss is not finite."""
+        epoch, val_losses = len(self.history), [row["val_loss"] for row in self.history]
+        set_modes(self.model, self.config)
+        self.step.begin_epoch(epoch, val_losses)
+        if self.next_step is None:
+            self.next_step = self.stream.record(self.step)
+        start = self.stream.mark()
+        for _ in range(self.step.steps):
+            self.next_step()
+            yield
+        end = self.stream.mark()
+        val_loss, val_metric = self._validate()
+        validated = self.stream.mark()
+        while not self.stream.reached(validated):  # the numbers of an epoch are read once they are there
+            yield
+        losses = self.step.losses.cpu()
+        bad = (~torch.isfinite(losses)).nonzero()
+        if len(bad):
+            raise self._not_finite(losses[bad[0]], f"at step {int(bad[0]) + 1} of")
+        if not torch.isfinite(val_loss):  # the last step has spoilt the weights
+            raise self._not_finite(val_loss, "on val after")
+        last, total = (n * self.step.steps for n in (epoch + 1, self.config.epochs))
+        return {
+            "epoch": epoch + 1,
+            "lr": learning_rate(last - 1, total, val_losses, self.config),
+            "train_loss": float(losses.mean()),
+            f"train_{self.task.measure}": float(self.step.metric_sum) / (self.step.steps * self.step.batch_size),
+            "val_loss": float(val_loss),
+            f"val_{self.task.measure}": float(val_metric),
+            "seconds": self.stream.seconds(start, end),
+        }
+
+    @torch.inference_mode()
+    def _validate(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss () and mean metric () on val, on the device.
+
+        On a GPU in the precision of training: in fp32 it would take as long as a good part of an epoch.
+        """
+        on_cpu = self.device.type == "cpu"
+        batch_size, precision = (512, "fp32") if on_cpu else (2048, self.precision)
+        outputs = outputs_on_device(self.eval_model, self.val_images, self.device, batch_size, precision=precision)
+        return self.task.loss(outputs, self.val_targets), self.task.measured(outputs, self.val_targets).mean()
 
     @property
-    def judged(self) -> nn.Module:
-        """The model whose weights are judged on val: the average if there is one."""
-        return self.model if self.averaged is None else self.averaged
+    def eval_model(self) -> nn.Module:
+        """The model that is validated and kept: the average if there is one."""
+        return self.model if self.ema_model is None else self.ema_model
 
     @property
     def best_epoch(self) -> int:
@@ -327,10 +417,18 @@ class _Run:
         return epochs >= self.config.epochs or bool(patience and epochs and epochs - self.best_epoch >= patience)
 
     def add(self, row: dict) -> None:
-        """Append an epoch to the history; keep its weights if it is the best on val so far."""
+        """Append an epoch to the history; keep its weights, on the device, if it is the best on val so far."""
         self.history.append(row)
         if self.best_epoch == len(self.history):
-            self.best_weights = {k: v.detach().cpu().clone() for k, v in self.judged.state_dict().items()}
+            self.best_weights = {k: v.detach().clone() for k, v in self.eval_model.state_dict().items()}
+
+    def _save_if_due(self, at_end: bool = False) -> None:
+        """Write the checkpoint if there is something new; on a GPU if the last one is old enough, or at the end."""
+        is_new = len(self.history) > self.saved_epoch
+        is_due = self.device.type == "cpu" or at_end or time.monotonic() - self.saved_at >= SAVE_SECONDS
+        if self.run.checkpoint and is_new and is_due:
+            self.save(self.run.checkpoint)
+            self.saved_epoch, self.saved_at = len(self.history), time.monotonic()
 
     def save(self, path: Path) -> None:
         """Write the checkpoint."""
@@ -339,12 +437,11 @@ class _Run:
             "history": self.history,
             "precision": self.precision,
             "weights": self.model.state_dict(),
-            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "averaged": None if self.ema_model is None else self.ema_model.state_dict(),
             "best_weights": self.best_weights,
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state() if self.generator.device.type == "cuda" else None,
+            **self.stream.dropout_state(),
         }
         write_checkpoint(state, path)
 
@@ -354,26 +451,28 @@ class _Run:
         if state is None:
             return False
         require_same(self.identity, state.get("identity", {}), path)
+        there = "cpu" if state["cuda_rng"] is None else "cuda"
+        require_same({"device": self.device.type}, {"device": there}, path)  # random numbers differ
         self.model.load_state_dict(state["weights"])
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema_model is not None:
+            self.ema_model.load_state_dict(state["averaged"])
+        settings = self.optimizer.state_dict()["param_groups"]  # they come from the config
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": settings})
         self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["torch_rng"])
-        if state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"])
+        self.stream.set_dropout_state(state)
         self.history, self.best_weights, self.precision = state["history"], state["best_weights"], state["precision"]
-        print(f"resumed after epoch {len(self.history)} from {path.name}", flush=True)
+        print(f"{self.prefix}resumed after epoch {len(self.history)} from {path.name}", flush=True)
         return True
 
-
-def _not_finite(loss: torch.Tensor, where: str, run: _Run, checkpoint: Path | None) -> TrainingError:
-    """What to raise for a loss () that is NaN or infinite."""
-    kept = f"; the checkpoint of epoch {len(run.history)} is kept" if checkpoint and run.history else ""
-    return TrainingError(
-        f"the loss is {float(loss)} {where} epoch {len(run.history) + 1}: "
-        f"lower the learning rate (lr is {run.config.lr}){kept}"
-    )
+    def _not_finite(self, loss: torch.Tensor, where: str) -> TrainingError:
+        """What to raise for a loss () that is NaN or infinite."""
+        kept = (
+            f"; the checkpoint of epoch {self.saved_epoch} is kept" if self.run.checkpoint and self.saved_epoch else ""
+        )
+        return TrainingError(
+            f"the loss is {float(loss)} {where} epoch {len(self.history) + 1}: "
+            f"lower the learning rate (lr is {self.config.lr}){kept}"
+        )
 
 
 def _progress_line(history: list[dict], epochs: int, task: Task) -> str:

@@ -1,6 +1,7 @@
 """EfficientNet-B0 for one channel: its cost, its grids, its stems, and an ablation that is killed half-way."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from fer_utils.config import TrainConfig
 from fer_utils.flops import count_gmacs
 from fer_utils.models import build_model
 from fer_utils.optim import build_optimizer, learning_rate
-from fer_utils.train import fit_seeds
+from fer_utils.train import fit_all, seed_runs
 
 
 class Pair(nn.Module):
@@ -140,21 +141,19 @@ def train_versions(folder):
     """Five versions, three epochs each, as notebook 06 trains them; returns their weights."""
     rng = np.random.default_rng(0)
     train, val = ((rng.integers(0, 256, (n, 48, 48), dtype=np.uint8), np.arange(n) % 7) for n in (64, 28))
-    weights = {}
+    runs = []
     for name, how in VERSIONS.items():
         config = replace(RECIPE, epochs=3, batch_size=16, augment=how)
-        [(model, result)] = fit_seeds(
-            Small, train, val, config, [0], checkpoint=lambda run, name=name: checkpoint_file(folder, name, run, "data")
-        )
-        assert len(result.history) == 3
-        weights[name] = model.state_dict()
-    return weights
+        file_of = partial(checkpoint_file, folder, name, fingerprint="data")
+        runs += seed_runs(Small, train, val, config, [0], lambda own, file_of=file_of: file_of(config=own), name=name)
+    assert [len(result.history) for result in fit_all(runs)] == [3] * 5
+    return {run.name: run.model.state_dict() for run in runs}
 
 
 def test_killed_in_version_4_of_5_it_resumes_there_and_ends_the_same(tmp_path, monkeypatch, capsys):
     expected = train_versions(tmp_path / "whole")
     assert capsys.readouterr().out.count("epoch ") == 15
-    real_save, saved = train_module._Run.save, []
+    real_save, saved = train_module._Training.save, []
 
     def save_and_die(run, path):
         real_save(run, path)
@@ -163,15 +162,15 @@ def test_killed_in_version_4_of_5_it_resumes_there_and_ends_the_same(tmp_path, m
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(train_module._Run, "save", save_and_die)
+        patch.setattr(train_module._Training, "save", save_and_die)
         train_versions(tmp_path / "killed")
     capsys.readouterr()
     resumed = train_versions(tmp_path / "killed")
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" from ")[0] for line in lines if line.startswith("resumed")] == [
-        *["resumed after epoch 3"] * 3, "resumed after epoch 2"
+    assert [line.split(" from ")[0] for line in lines if ": resumed" in line] == [
+        *[f"shift {i}, seed 0: resumed after epoch 3" for i in range(3)], "shift 3, seed 0: resumed after epoch 2"
     ]  # fmt: skip
-    assert sum(line.startswith("epoch ") for line in lines) == 1 + 3  # the rest of the fourth, and the fifth
+    assert sum(": epoch " in line for line in lines) == 1 + 3  # the rest of the fourth, and the fifth
     for name, tensors in expected.items():
         assert all(torch.equal(tensor, resumed[name][key]) for key, tensor in tensors.items())
 

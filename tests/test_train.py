@@ -15,8 +15,9 @@ from fer_utils.checkpoints import TrainingError, save_weights
 from fer_utils.models import build_model
 from fer_utils.optim import learning_rate
 from fer_utils.predict import predict_logits, predict_outputs
+from fer_utils.step import sides, train_step
 from fer_utils.tasks import balanced_weights, classification, cross_entropy, landmarks
-from fer_utils.train import TrainConfig, fit, fit_seeds, set_seed
+from fer_utils.train import TrainConfig, fit, fit_all, seed_runs, set_seed
 
 TRAIN, VAL = toy_faces(160, 0), toy_faces(64, 1)
 CONFIG = TrainConfig(epochs=3, batch_size=32, lr=0.02, precision="fp32")
@@ -183,14 +184,14 @@ def test_weights_in_place_of_a_checkpoint_are_refused(tmp_path):
 
 
 def test_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_checkpoint(tmp_path, monkeypatch):
-    path, real_step, steps = tmp_path / "run.pt", train.train_step, []
+    path, real_step, steps = tmp_path / "run.pt", train_step, []
 
     def step_that_breaks(*args):
         steps.append(1)
         loss, logits = real_step(*args)
         return (loss * float("nan") if len(steps) == 8 else loss), logits
 
-    monkeypatch.setattr(train, "train_step", step_that_breaks)
+    monkeypatch.setattr("fer_utils.step.train_step", step_that_breaks)
     with pytest.raises(TrainingError, match=r"nan at step 3 of epoch 2.*epoch 1 is kept"):  # five steps an epoch
         fit(new_model(), TRAIN, VAL, CONFIG, checkpoint=path)
     kept = torch.load(path, weights_only=True)
@@ -210,7 +211,7 @@ def test_loss_that_explodes_stops_with_every_optimizer(tmp_path, options):
 
 @pytest.mark.parametrize("last_step", [5, 10, 15])
 def test_weights_spoilt_by_the_last_step_of_an_epoch_are_not_kept(tmp_path, monkeypatch, last_step):
-    path, real_step, steps = tmp_path / "run.pt", train.train_step, []
+    path, real_step, steps = tmp_path / "run.pt", train_step, []
 
     def step_that_breaks(model, *args):
         steps.append(real_step(model, *args))
@@ -218,7 +219,7 @@ def test_weights_spoilt_by_the_last_step_of_an_epoch_are_not_kept(tmp_path, monk
             nn.init.constant_(model.layers[0].weight, float("nan"))
         return steps[-1]
 
-    monkeypatch.setattr(train, "train_step", step_that_breaks)
+    monkeypatch.setattr("fer_utils.step.train_step", step_that_breaks)
     with pytest.raises(TrainingError, match=rf"the loss is nan on val after epoch {last_step // 5}"):
         fit(new_model(), TRAIN, VAL, CONFIG, checkpoint=path)
     assert not path.exists() or len(torch.load(path)["history"]) == last_step // 5 - 1
@@ -228,7 +229,7 @@ def test_gpu_out_of_memory_says_which_batch_to_try(monkeypatch):
     def no_memory(*args):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(train, "train_step", no_memory)
+    monkeypatch.setattr("fer_utils.step.train_step", no_memory)
     with pytest.raises(TrainingError, match="batch_size 32; try 16"):
         fit(new_model(), TRAIN, VAL, CONFIG)
 
@@ -304,14 +305,14 @@ def test_nothing_stays_frozen_and_no_gradient_stays_in_memory_when_training_is_i
 
 def watch_steps(monkeypatch, look) -> list:
     """Have every step of training followed by look(model, optimizer, inputs, targets, loss); its answers, in a list."""
-    real_step, seen = train.train_step, []
+    real_step, seen = train_step, []
 
     def watched(model, optimizer, inputs, targets, *args):
         loss, outputs = real_step(model, optimizer, inputs, targets, *args)
         seen.append(look(model, optimizer, inputs, targets, loss))
         return loss, outputs
 
-    monkeypatch.setattr(train, "train_step", watched)
+    monkeypatch.setattr("fer_utils.step.train_step", watched)
     return seen
 
 
@@ -380,7 +381,7 @@ def test_a_clipped_step_is_as_long_as_the_learning_rate_allows(monkeypatch):
         monkeypatch,
         lambda model, optimizer, *_: (
             nn.utils.parameters_to_vector(model.parameters()).detach().clone(),
-            optimizer.param_groups[0]["lr"],
+            float(optimizer.param_groups[0]["lr"]),
         ),
     )
     fit(new_model(), TRAIN, VAL, replace(CONFIG, clip=0.1, momentum=0.0, weight_decay=0.0, epochs=1))
@@ -422,7 +423,9 @@ def test_plateau_lowers_the_rate_of_the_epochs_that_follow():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_rate_of_every_step_is_that_of_the_schedule_for_all_parameters(optimizer, monkeypatch):
-    rates = watch_steps(monkeypatch, lambda model, optimizer, *_: {group["lr"] for group in optimizer.param_groups})
+    rates = watch_steps(
+        monkeypatch, lambda model, optimizer, *_: {float(group["lr"]) for group in optimizer.param_groups}
+    )
     config = replace(CONFIG, optimizer=optimizer, schedule="cosine", final=0.1)
     fit(new_model(), TRAIN, VAL, config)
     assert rates == [{learning_rate(step, 15, [], config)} for step in range(15)]
@@ -463,7 +466,7 @@ def test_alternate_shows_each_image_once_from_each_side_in_two_epochs(monkeypatc
 
 
 def test_which_images_alternate_first_depends_on_the_seed():
-    first, again, other = (train._sides(1000, seed, 0, torch.device("cpu")) for seed in (0, 0, 1))
+    first, again, other = (sides(1000, seed, 0) for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -484,26 +487,33 @@ def test_landmarks_refuse_mixing_before_anything_is_learned():
 # ---- Several seeds ----
 
 
-def test_seeds_give_what_single_runs_give_in_any_order(tmp_path):
+def train_seeds(config: TrainConfig, seeds: tuple[int, ...], checkpoint=None) -> dict[int, list[torch.Tensor]]:
+    """The weights that each seed ends with."""
+    runs = seed_runs(Small, TRAIN, VAL, config, seeds, checkpoint)
+    assert [len(result.history) for result in fit_all(runs)] == [config.epochs] * len(seeds)
+    return {run.config.seed: weights_of(run.model) for run in runs}
+
+
+def test_seeds_give_what_single_runs_give_in_any_order():
     config = replace(CONFIG, epochs=2, augment=Augment(mixup=0.2))
     single = {}
     for seed in (0, 3):
         set_seed(seed)
-        single[seed] = Small()
-        fit(single[seed], TRAIN, VAL, replace(config, seed=seed))
+        model = Small()
+        fit(model, TRAIN, VAL, replace(config, seed=seed))
+        single[seed] = weights_of(model)
     for seeds in ((0, 3), (3, 0)):
-        fitted = fit_seeds(Small, TRAIN, VAL, config, seeds)
-        for seed, (model, result) in zip(seeds, fitted, strict=True):
-            assert same(weights_of(model), weights_of(single[seed])) and len(result.history) == 2
-    assert not same(weights_of(single[0]), weights_of(single[3]))
+        together = train_seeds(config, seeds)
+        assert list(together) == list(seeds)
+        assert all(same(together[seed], single[seed]) for seed in seeds)
+    assert not same(single[0], single[3])
 
 
 def test_seeds_keep_checkpoints_of_their_own_and_resume(tmp_path, capsys):
     def file_of(config):
         return tmp_path / f"run-{config.seed}.pt"
 
-    first = fit_seeds(Small, TRAIN, VAL, CONFIG, (0, 1), checkpoint=file_of)
-    again = fit_seeds(Small, TRAIN, VAL, CONFIG, (1, 0), checkpoint=file_of)
+    first = train_seeds(CONFIG, (0, 1), file_of)
+    again = train_seeds(CONFIG, (1, 0), file_of)
     assert capsys.readouterr().out.count("resumed after epoch 3") == 2
-    assert same(weights_of(first[0][0]), weights_of(again[1][0]))
-    assert same(weights_of(first[1][0]), weights_of(again[0][0]))
+    assert all(same(first[seed], again[seed]) for seed in (0, 1))

@@ -14,12 +14,13 @@ from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.vgg import cfgs, make_layers
 
-from fer_utils import tasks, train
+from fer_utils import tasks
 from fer_utils.augment import NO_AUGMENT, Augment
 from fer_utils.checkpoints import TrainingError, load_backbone, save_weights
 from fer_utils.flops import count_gmacs, count_params
 from fer_utils.models import VGG16, LandmarkNetwork, LandmarkResNet18, ResNet18, imagenet_weights, vgg16_backbone
 from fer_utils.optim import build_optimizer, lr_factor
+from fer_utils.step import train_step
 from fer_utils.train import TrainConfig, fit, set_modes, set_seed
 
 CONFIG = TrainConfig(epochs=2, batch_size=16, lr=0.05, precision="fp32")
@@ -126,13 +127,13 @@ def test_freezing_switches_off_norms_and_dropout_of_the_frozen_part_only():
 
 
 def test_frozen_parameters_need_no_gradient_while_learning_and_are_freed_afterwards(monkeypatch):
-    model, step, seen = small(), train.train_step, []
+    model, real_step, seen = small(), train_step, []
 
     def watch(network, *others):
         seen.append({name for name, p in network.named_parameters() if not p.requires_grad})
-        return step(network, *others)
+        return real_step(network, *others)
 
-    monkeypatch.setattr(train, "train_step", watch)
+    monkeypatch.setattr("fer_utils.step.train_step", watch)
     fit(model, TRAIN, VAL, replace(CONFIG, lr_factors=FROZEN))
     assert seen and all(
         names == {n for n, _ in model.named_parameters() if n.startswith("backbone.")} for names in seen
