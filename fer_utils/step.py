@@ -155,8 +155,12 @@ def update_ema(ema_model: nn.Module, model: nn.Module, weight: torch.Tensor) -> 
     )
     if weight.device.type == "cpu":
         torch._foreach_lerp_(means, current, [weight.float()] * len(means))
-        return
-    # The same, in a few kernels for all tensors together: lerp with a weight on the GPU would take one for each.
+    else:
+        lerp_together(means, current, weight)
+
+
+def lerp_together(means: list[torch.Tensor], current: list[torch.Tensor], weight: torch.Tensor) -> None:
+    """As torch's _foreach_lerp_, in place, but in few kernels on a GPU, where a weight () on it costs one per tensor."""
     change = torch._foreach_sub(current, means)
     torch._foreach_mul_(change, weight)
     torch._foreach_add_(means, change)
