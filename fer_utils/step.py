@@ -105,6 +105,7 @@ class TrainingStep:
         before = {key: tensor.clone() for key, tensor in self._state().items()}
         drawn = self.generator.get_state()
         for _ in range(calls):
+            self.position.zero_()  # an epoch may have a single step
             self()
         for key, tensor in self._state().items():  # what a first step has created, begins at zero
             tensor.copy_(before[key]) if key in before else tensor.zero_()
@@ -160,7 +161,7 @@ def update_ema(ema_model: nn.Module, model: nn.Module, weight: torch.Tensor) -> 
 
 
 def lerp_together(means: list[torch.Tensor], current: list[torch.Tensor], weight: torch.Tensor) -> None:
-    """As torch's _foreach_lerp_, in place, but in few kernels on a GPU, where a weight () on it costs one per tensor."""
+    """As torch._foreach_lerp_, in place, but in few kernels: with a weight () on a GPU that would be one per tensor."""
     change = torch._foreach_sub(current, means)
     torch._foreach_mul_(change, weight)
     torch._foreach_add_(means, change)

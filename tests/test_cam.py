@@ -301,7 +301,8 @@ def test_rank_correlation_is_spearmans():
 @pytest.mark.parametrize(
     "name, options",
     [("baseline_cnn", {}), ("efficientnet_b0", {"stem": "small"})]
-    + [("resnet18", {"attention": attention, "stem": stem}) for attention, stem in zip(ATTENTIONS, STEMS, strict=True)],
+    + [("resnet18", {"stem": stem}) for stem in STEMS]
+    + [("resnet18", {"attention": attention}) for attention in ATTENTIONS],
 )
 def test_networks_are_rebuilt_from_their_files(name, options, images, tmp_path):
     model = build_model(name, **options).eval()

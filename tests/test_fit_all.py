@@ -97,6 +97,7 @@ def test_side_by_side_equals_alone(alone, at_once, monkeypatch):
         seen.append(active)
         return active < at_once
 
+    monkeypatch.setattr(train, "STEPS_PER_TURN", 1)
     monkeypatch.setattr(train, "open_stream", lambda device: SlowStream())
     monkeypatch.setattr(train._Room, "for_one_more", room)
     runs = different_runs()

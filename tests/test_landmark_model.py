@@ -167,7 +167,8 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "stem, kernel, side, cost", [("imagenet", 7, 2, 0.0947), ("middle", 3, 3, 0.314), ("small", 3, 6, 1.25)]
+    "stem, kernel, side, cost",
+    [("imagenet", 7, 2, 0.0947), ("middle", 3, 3, 0.314), ("stride2", 3, 3, 0.3126), ("small", 3, 6, 1.25)],
 )
 def test_size_and_cost_of_each_stem(stem, kernel, side, cost):
     model = LandmarkResNet18(stem).eval()

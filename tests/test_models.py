@@ -52,7 +52,7 @@ def test_size_of_resnet18_by_hand(attention, more):
     assert count_params(ResNet18(attention=attention)) == body + more + head
 
 
-@pytest.mark.parametrize("stem, cost", [("imagenet", 0.0947), ("middle", 0.314), ("small", 1.25)])
+@pytest.mark.parametrize("stem, cost", [("imagenet", 0.0947), ("middle", 0.314), ("stride2", 0.3126), ("small", 1.25)])
 def test_attention_costs_next_to_nothing(stem, cost):
     plain, gates = (count_gmacs(ResNet18(attention=attention, stem=stem)) for attention in ("none", "gates"))
     assert plain == pytest.approx(cost, rel=1e-2)

@@ -157,7 +157,7 @@ def test_whatever_reads_a_value_is_caught(fake_device):
 
 def real_step(options: dict) -> TrainingStep:
     images, labels = (torch.as_tensor(array) for array in toy_faces(40, 0))
-    config = replace(CONFIG, batch_size=8, precision="fp32", **options)
+    config = replace(CONFIG, **({"batch_size": 8, "precision": "fp32"} | options))
     torch.manual_seed(3)
     model = nn.Sequential(nn.Conv2d(1, 4, 6, stride=6), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 7))
     ema_model = copy.deepcopy(model) if config.ema else None
@@ -184,6 +184,14 @@ def test_warming_up_leaves_no_trace(options, earlier_epochs):
                 step()
     assert all(map(torch.equal, everything_in(plain), everything_in(warmed)))
     assert torch.equal(plain.generator.get_state(), warmed.generator.get_state())
+
+
+def test_an_epoch_of_one_step_can_be_warmed_up():
+    step = real_step({"batch_size": 40})
+    step.begin_epoch(0)
+    step.warm_up()
+    step()
+    assert step.steps == 1 and int(step.position) == 1 and torch.isfinite(step.losses).all()
 
 
 def test_the_average_of_all_tensors_together_is_lerp():
