@@ -4,7 +4,6 @@ All take (N,1,48,48) standardized floats. Classifiers return (N,7) logits; build
 """
 
 import pickle
-import urllib.request
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from torchvision.models import ResNet, efficientnet_b0, get_model_weights, resnet18
+
+from fer_utils.internet import why_out_of_reach
 
 # How a ResNet18 takes in an image: side of the first kernel, its stride, and whether max-pooling follows.
 # After that its four stages see 12x12 ("imagenet", made for 224x224), 24x24 ("middle", "stride2") or all 48x48 pixels
@@ -107,17 +108,17 @@ def vgg16_backbone(imagenet: dict[str, torch.Tensor] | None = None) -> nn.Sequen
 def imagenet_weights(name: str) -> dict[str, torch.Tensor] | None:
     """ImageNet weights of one of torchvision's networks, from torch's cache or the internet; None when out of reach.
 
-    name: as torchvision has it, e.g. "resnet18". Says in a printed sentence which it is.
+    name: as torchvision has it, e.g. "resnet18". Says in a printed sentence which it is. Without a network it answers
+    within seconds, with the environment variable FER_OFFLINE=1 at once.
     """
     weights = get_model_weights(name).IMAGENET1K_V1
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    reason = "" if cached.exists() else why_out_of_reach(weights.url)
     try:
-        if not cached.exists():  # find out within seconds whether there is a network
-            request = urllib.request.Request(weights.url, method="HEAD")
-            urllib.request.urlopen(request, timeout=10).close()
-        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        state = None if reason else weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, HTTPException, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         reason = f"{cached} is damaged, delete it" if cached.exists() else type(error).__name__
+    if reason:
         print(f"ImageNet weights are out of reach ({reason}): the network starts from scratch")
         return None
     print(f"ImageNet weights: {cached.name}")

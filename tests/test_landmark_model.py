@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from fer_utils import landmarks, tasks
+from fer_utils import internet, landmarks, tasks
 from fer_utils.augment import MIRROR_ORDER, Augment
 from fer_utils.checkpoints import TrainingError, load_backbone, load_weights, save_weights
 from fer_utils.flops import count_gmacs, count_params
@@ -204,6 +204,7 @@ def test_without_network_there_are_no_imagenet_weights_and_it_is_said(tmp_path, 
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    internet._ask.cache_clear()
     assert imagenet_weights("resnet18") is None
     assert "out of reach (URLError): the network starts from scratch" in capsys.readouterr().out
 

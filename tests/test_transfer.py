@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.vgg import cfgs, make_layers
 
-from fer_utils import tasks
+from fer_utils import internet, tasks
 from fer_utils.augment import NO_AUGMENT, Augment
 from fer_utils.checkpoints import TrainingError, load_backbone, save_weights
 from fer_utils.flops import count_gmacs, count_params
@@ -292,5 +292,6 @@ def test_a_gray_image_gives_vgg16_what_torchvisions_gives_for_it_in_colour(cache
 def test_without_usable_weights_training_starts_from_scratch_and_says_so(cache, capsys, content, said):
     if content is not None:
         (cache / "vgg16_bn-6c64b313.pth").write_bytes(content)
+    internet._ask.cache_clear()
     assert imagenet_weights("vgg16_bn") is None
     assert re.search(said, capsys.readouterr().out)

@@ -1,0 +1,76 @@
+"""A look-up on the internet answers within seconds, whatever the network does."""
+
+import socket
+import threading
+import time
+import urllib.request
+from urllib.error import HTTPError, URLError
+
+import pytest
+
+from fer_utils import internet
+from fer_utils.internet import why_out_of_reach
+from fer_utils.models import imagenet_weights
+
+URL = "https://weights.example.org/models/resnet18.pth"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_remembered(monkeypatch):
+    monkeypatch.delenv("FER_OFFLINE", raising=False)
+    internet._ask.cache_clear()
+    yield
+    internet._ask.cache_clear()
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[str]:
+    """Every request, refused."""
+    urls = []
+
+    def refuse(request, timeout):
+        urls.append(request.full_url)
+        raise URLError("no route")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    return urls
+
+
+def test_a_resolver_that_hangs_costs_three_seconds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: time.sleep(60))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("https_proxy", raising=False)
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    started = time.monotonic()
+    assert imagenet_weights("resnet18") is None
+    assert imagenet_weights("vgg16_bn") is None  # on the same server: not asked again
+    assert time.monotonic() - started < internet.SECONDS + 1
+    assert capsys.readouterr().out.count("out of reach (no answer within 3 seconds)") == 2
+
+
+def test_a_server_is_asked_once_and_its_refusal_named(asked):
+    assert why_out_of_reach(URL) == why_out_of_reach(URL + "2") == "URLError"
+    assert asked == ["https://weights.example.org"]
+
+
+def test_offline_means_not_to_look_at_all(asked, monkeypatch):
+    monkeypatch.setenv("FER_OFFLINE", "1")
+    assert why_out_of_reach(URL) == "FER_OFFLINE=1" and asked == []
+
+
+def test_any_answer_will_do(monkeypatch):
+    def nothing_here(request, timeout):
+        raise HTTPError(request.full_url, 404, "Not Found", {}, None)
+
+    monkeypatch.setattr(urllib.request, "urlopen", nothing_here)
+    assert why_out_of_reach(URL) == ""
+
+
+def test_a_server_that_accepts_and_says_nothing_is_out_of_reach():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        kept = []
+        threading.Thread(target=lambda: kept.append(server.accept()), daemon=True).start()
+        assert why_out_of_reach(f"http://127.0.0.1:{server.getsockname()[1]}/x", seconds=0.5) in (
+            "TimeoutError",
+            "no answer within 0.5 seconds",
+        )
