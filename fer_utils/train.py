@@ -4,6 +4,7 @@ The whole data set is 83 MB as uint8, so it is copied to the device once and eve
 """
 
 import copy
+import os
 import platform
 import random
 import time
@@ -28,7 +29,12 @@ from fer_utils.tasks import Task, balanced_weights, classification
 
 AT_ONCE = 6  # runs side by side on a GPU: as many as there are seeds to compare two methods
 STEPS_PER_TURN = 4  # to change over to another run takes a tenth of a millisecond
+DEADLINE = "FER_DEADLINE"  # environment variable: when runs that have a checkpoint stop, in seconds since the epoch
 SAVE_SECONDS = 30  # between two checkpoints on a GPU, where an epoch may take less than writing one
+
+
+class OutOfTime(TrainingError):
+    """The time given to training is up: it has stopped after an epoch, and its checkpoint is there to go on from."""
 
 
 @dataclass
@@ -317,13 +323,16 @@ class _Training:
     def _train(self) -> Iterator[FitResult | None]:
         """The whole training. Yields None whenever the device has work, so that others get a turn; then the result."""
         self._prepare()
+        started, seconds = time.time(), 0.0
         while not self.finished():
+            self._stop_in_time(time.time() + seconds)
             row = yield from self._epoch()
             self.add(row)
             self._save_if_due()
             print(self.prefix + _progress_line(self.history, self.config.epochs, self.task), flush=True)
             if self.run.on_epoch and self.run.on_epoch(row):
                 break
+            started, seconds = time.time(), time.time() - started
         self._save_if_due(at_end=True)
         self.model.load_state_dict(self.best_weights)
         yield FitResult(pd.DataFrame(self.history), self.precision, self.task)
@@ -423,6 +432,13 @@ class _Training:
         self.history.append(row)
         if self.best_epoch == len(self.history):
             self.best_weights = {k: v.detach().clone() for k, v in self.eval_model.state_dict().items()}
+
+    def _stop_in_time(self, end: float) -> None:
+        """Raise OutOfTime if an epoch that ends then is too late, and a checkpoint keeps what has been learned."""
+        if self.run.checkpoint and end > float(os.environ.get(DEADLINE, "inf")):
+            self._save_if_due(at_end=True)
+            done = f"after epoch {len(self.history)} of {self.config.epochs}"
+            raise OutOfTime(f"stopped {done}, because the time is up; run it again, and it goes on from there")
 
     def _save_if_due(self, at_end: bool = False) -> None:
         """Write the checkpoint if there is something new; on a GPU if the last one is old enough, or at the end."""

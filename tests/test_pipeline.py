@@ -110,9 +110,9 @@ class Project:
     def find_data(self, wanted: object) -> Path | None:
         return None if wanted == "sample" else self.root / "archive.zip"
 
-    def start(self, afterwards: str = "") -> subprocess.Popen:
+    def start(self, afterwards: str = "", argv: tuple[str, ...] = ()) -> subprocess.Popen:
         """A run in a process of its own, which then executes the code `afterwards`."""
-        run = f"import test_pipeline as t; code = t.Project(t.Path({str(self.root)!r})).run()"
+        run = f"import test_pipeline as t; code = t.Project(t.Path({str(self.root)!r})).run(*{argv!r})"
         code = f"{run}\n{afterwards}\nt.sys.exit(code)"
         tests = Path(__file__).parent
         return subprocess.Popen(

@@ -1,8 +1,10 @@
 """The papermill engine of a headless run: how the runner and a notebook's kernel talk to each other."""
 
 import os
+import tempfile
 from typing import TextIO
 
+from jupyter_client import KernelManager
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, NotebookExecutionManager
 from papermill.log import logger
@@ -17,10 +19,18 @@ class HeadlessClient(PapermillNotebookClient):
     that end and wait forever (https://github.com/jupyter/nbclient/issues/312).
     """
 
-    def __init__(self, *arguments: object, **options: object) -> None:
-        """Take the arguments of PapermillNotebookClient."""
+    def __init__(self, *arguments: object, sockets: str, **options: object) -> None:
+        """Take the arguments of PapermillNotebookClient. sockets: an empty folder with a short name."""
         super().__init__(*arguments, **options)
         self.widget_registry = {}
+        self.sockets = sockets
+
+    def create_kernel_manager(self) -> KernelManager:
+        """Talk to the kernel through files: two kernels that start at the same moment would choose the same ports."""
+        manager = super().create_kernel_manager()
+        manager.connection_file = f"{self.sockets}/kernel.json"
+        manager.transport, manager.ip = "ipc", f"{self.sockets}/kernel"
+        return manager
 
 
 class HeadlessEngine(NBClientEngine):
@@ -37,16 +47,18 @@ class HeadlessEngine(NBClientEngine):
         **_: object,
     ) -> None:
         """Execute all cells; papermill calls this with its own options and those given to `execute_notebook`."""
-        client = HeadlessClient(
-            nb_man,
-            kernel_name=kernel_name,
-            stdout_file=stdout_file,
-            stderr_file=stderr_file,
-            timeout=cell_seconds,
-            startup_timeout=120,
-            iopub_timeout=120,  # of 4 seconds by default, too short while all cores are busy
-            coalesce_streams=True,  # else the pieces in which printed text arrived would differ from run to run
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # not what it says about its own start and end
-            log=logger,
-        )
-        client.execute(env=os.environ | {HEADLESS: "1"})
+        with tempfile.TemporaryDirectory(prefix="fer-") as sockets:
+            client = HeadlessClient(
+                nb_man,
+                sockets=sockets,
+                kernel_name=kernel_name,
+                stdout_file=stdout_file,
+                stderr_file=stderr_file,
+                timeout=cell_seconds,
+                startup_timeout=120,
+                iopub_timeout=120,  # of 4 seconds by default, too short while all cores are busy
+                coalesce_streams=True,  # else the pieces in which printed text arrived would differ from run to run
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # not what it says about its own start and end
+                log=logger,
+            )
+            client.execute(env=os.environ | {HEADLESS: "1"})

@@ -7,9 +7,11 @@ import io
 import json
 import logging
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
@@ -24,6 +26,29 @@ KERNEL = "python3"
 
 class StageFailed(Exception):
     """A notebook did not run to its end; the message names the cell and what went wrong."""
+
+
+class TimeIsUp(KeyboardInterrupt):
+    """The time of the run is over. As an interrupt, it ends the cell that runs, and its kernel."""
+
+
+@contextlib.contextmanager
+def time_limit(deadline: float) -> Iterator[None]:
+    """Raise TimeIsUp within the block at the deadline (seconds since the epoch; infinity: never). Main thread only."""
+    if deadline == float("inf"):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(0.01, deadline - time.time()))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def check_kernel() -> None:
@@ -49,7 +74,7 @@ def run_notebook(
     """Execute a notebook in its own folder and write it, with outputs, to `staged`.
 
     cell_seconds: the longest that one cell may take. show, log: where the kernel's stdout and stderr go while it runs.
-    Raises StageFailed, with the executed notebook so far in `staged`.
+    Raises StageFailed, with the executed notebook so far in `staged`, or TimeIsUp.
     """
     import papermill  # imported here, as the engine: not needed when there is nothing to do, and slow
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -74,6 +99,8 @@ def run_notebook(
             cell_seconds=cell_seconds,
         )
     except papermill.PapermillExecutionError as error:
+        if error.ename == "OutOfTime":  # of fer_utils.train: it has stopped after an epoch
+            raise TimeIsUp from error
         problem = f"{error.ename}: {error.evalue}"
     except CellTimeoutError:
         problem = f"it ran longer than {cell_seconds / 60:.3g} minutes and was stopped"

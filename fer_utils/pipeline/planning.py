@@ -3,8 +3,9 @@
 import argparse
 import fnmatch
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from fer_utils.data import FER2013, HOW_TO_GET, download_fer2013, find_data, find_ferplus, load_data
@@ -280,8 +281,8 @@ def describe_stages(stages: Iterable[Stage]) -> str:
     return "\n".join(lines)
 
 
-def describe_plan(run: Run, plan: Iterable[Planned]) -> str:
-    """The plan in words: data, profile, device, what runs and why, and how long it takes."""
+def describe_plan(run: Run, plan: Iterable[Planned], jobs: int = 1) -> str:
+    """The plan in words: data, profile, device, what runs and why, and how long it takes, `jobs` stages at once."""
     data = "embedded sample" if run.source == "sample" else Path(run.source).name
     lines = [f"Data: {data}. Profile: {run.profile}. Device: {run.device}. Report: {run.folders.reports}"]
     if run.rafdb:
@@ -294,9 +295,56 @@ def describe_plan(run: Run, plan: Iterable[Planned]) -> str:
     for planned in plan:
         runs = f"run         {planned.stage.name} ({duration(planned.minutes)}): {'; '.join(planned.reasons)}"
         lines.append(f"  {runs}" if planned.reasons else f"  up to date  {planned.stage.name}")
-    minutes = [planned.minutes for planned in plan if planned.reasons]
-    lines.append(f"Expected time: {duration(sum(minutes))}." if minutes else "Nothing to do: all is up to date.")
-    return "\n".join(lines)
+    return "\n".join([*lines, describe_time([planned for planned in plan if planned.reasons], jobs)])
+
+
+def describe_time(waiting: Sequence[Planned], jobs: int) -> str:
+    """How long the stages take, and which of them nothing can shorten when several run at once."""
+    if not waiting:
+        return "Nothing to do: all is up to date."
+    minutes = expected_length(waiting, jobs)
+    end = f"{datetime.now() + timedelta(minutes=minutes):%H:%M}"
+    if jobs == 1:
+        return f"Expected time: {duration(minutes)}, until {end}."
+    chain = " -> ".join(name.split("_")[0] for name in longest_chain(waiting))
+    length = duration(max(chain_lengths(waiting).values()))
+    return f"Expected time, {jobs} at once: {duration(minutes)}, until {end}; longest chain: {chain} ({length})."
+
+
+def chain_lengths(plan: Sequence[Planned]) -> dict[str, float]:
+    """Minutes from the start of each stage to the end of the longest chain of stages that wait for one another."""
+    lengths: dict[str, float] = {}
+    for planned in reversed(plan):
+        name = planned.stage.name
+        after = [lengths[later.stage.name] for later in plan if name in later.stage.needs]
+        lengths[name] = planned.minutes + max(after, default=0.0)
+    return lengths
+
+
+def longest_chain(plan: Sequence[Planned]) -> list[str]:
+    """The stages of the longest chain, in order: no number of jobs makes the run shorter than they take."""
+    lengths, chain = chain_lengths(plan), []
+    candidates = list(plan)
+    while candidates:
+        chain.append(max((planned.stage.name for planned in candidates), key=lengths.get))
+        candidates = [planned for planned in plan if chain[-1] in planned.stage.needs]
+    return chain
+
+
+def expected_length(plan: Sequence[Planned], jobs: int) -> float:
+    """Minutes until all is done if the stages take what is expected, `jobs` of them at once, longest chain first."""
+    lengths, now = chain_lengths(plan), 0.0
+    waiting, running = list(plan), {}  # running: stage -> when it ends
+    while waiting or running:
+        unfinished = {planned.stage.name for planned in waiting} | running.keys()
+        ready = [planned for planned in waiting if not planned.stage.needs.keys() & unfinished]
+        ready.sort(key=lambda planned: -lengths[planned.stage.name])
+        for planned in ready[: jobs - len(running)]:
+            running[planned.stage.name] = now + planned.minutes
+            waiting.remove(planned)
+        first = min(running, key=running.get)
+        now = running.pop(first)
+    return now
 
 
 def duration(minutes: float) -> str:

@@ -1,7 +1,7 @@
 """The command line of ./run_all.sh: runs the notebooks that are not up to date and publishes what they make.
 
 Exit codes: 0 all good; 1 a stage failed; 2 nothing was started (bad usage, unusable data, another run at work);
-130 interrupted.
+3 the time of --minutes is up and something is left to do; 130 interrupted.
 """
 
 import argparse
@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import TextIO
 
 from fer_utils.data import PROJECT_ROOT, DataError, atomic_write
-from fer_utils.pipeline.execution import StageFailed, check_kernel, clean_notebook, measure_memory, run_notebook
+from fer_utils.pipeline.execution import (
+    StageFailed,
+    TimeIsUp,
+    check_kernel,
+    clean_notebook,
+    measure_memory,
+    run_notebook,
+    time_limit,
+)
 from fer_utils.pipeline.freshness import content_hash, damaged, read_begun, read_stamp, write_begun, write_stamp
 from fer_utils.pipeline.notebooks import UsageError, read_code_cells
 from fer_utils.pipeline.planning import (
@@ -35,9 +43,13 @@ from fer_utils.pipeline.planning import (
 )
 from fer_utils.pipeline.provenance import code_state, earlier_stages, gather_provenance
 from fer_utils.pipeline.publish import Folders, check_writable, publish
+from fer_utils.pipeline.schedule import DONE, FAILED, STOPPED, Outcome, cannot_finish, run_together
 from fer_utils.pipeline.stages import PROFILES, STAGES, Stage
 
 REPORT_FILES = ("summary.csv", "tables/claims.csv", "tables/anchors.csv", "provenance.json", "report.html")
+JOBS = {"cpu": 1, "cuda": 3}  # notebooks at once, by device
+DEADLINE = "FER_DEADLINE"  # environment variable: until when training may go on, in seconds since the epoch
+SECONDS_TO_END = 15  # that a notebook gets to write its checkpoint and to end in order
 PACKAGE = Path(__file__).parents[1]
 REPORT_CODE = ("pipeline/page.py", "report.py", "assets/report.html.j2", "assets/anchors.csv")
 
@@ -51,10 +63,11 @@ def main(argv: Sequence[str] | None = None, root: Path = PROJECT_ROOT, stages: t
     try:
         lock = contextlib.nullcontext() if options.dry_run else one_at_a_time(root)
         with sigterm_like_ctrl_c(), lock:
+            deadline = time.time() + 60 * options.minutes
             run = prepare(options, root, stages)
-            plan = make_plan(run)
-            print(describe_plan(run, plan))
-            return 0 if options.dry_run else run_stages(run, plan)
+            plan, jobs = make_plan(run), options.jobs or JOBS[run.device]
+            print(describe_plan(run, plan, jobs))
+            return 0 if options.dry_run else run_stages(run, plan, jobs, deadline)
     except (UsageError, DataError) as error:
         print(f"run_all.sh: {error}", file=sys.stderr)
         return 2
@@ -69,7 +82,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="run_all.sh",
         description="Run every notebook and build the report from what they make. What is up to date is not run again.",
-        epilog="Exit codes: 0 all good; 1 a stage failed; 2 nothing was started; 130 interrupted.",
+        epilog="Exit codes: 0 all good; 1 a stage failed; 2 nothing was started; 3 out of time; 130 interrupted.",
     )
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--data", default="auto", help="path of FER2013, or sample; auto looks in $FER_DATA and data/")
@@ -86,6 +99,19 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     selection.add_argument("--only", metavar="04,07", help="run these stages only")
     selection.add_argument("--from", dest="start", metavar="05", help="run this stage and those after it")
     parser.add_argument("--force", action="store_true", help="run stages even when they are up to date")
+    parser.add_argument(
+        "--jobs",
+        type=at_least(1, int),
+        metavar="N",
+        help=f"run up to N notebooks at once (default: {JOBS['cpu']}, on a GPU {JOBS['cuda']}); cores are shared out",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=at_least(0.1, float),
+        default=float("inf"),
+        metavar="N",
+        help="stop after N minutes, with exit code 3 if something is left; the next run goes on from there",
+    )
     parser.add_argument("--list", action="store_true", help="list the stages and stop")
     parser.add_argument("--dry-run", action="store_true", help="show what would run, and why, and stop")
     parser.add_argument(
@@ -96,6 +122,19 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         help="set a parameter of the notebooks that declare it; results go to outputs/custom/; may be repeated",
     )
     return parser.parse_args(argv)
+
+
+def at_least(least: float, kind: type) -> Callable[[str], float]:
+    """A parser of numbers that refuses what is smaller, for argparse."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a number of {least:g} or more")
+        return value
+
+    parse.__name__ = {int: "whole number", float: "number"}[kind]  # argparse: "invalid whole number value"
+    return parse
 
 
 @contextlib.contextmanager
@@ -135,13 +174,14 @@ def sigterm_like_ctrl_c() -> Iterator[None]:
 class Screen:
     """The terminal and the log file at once. papermill writes what notebooks print here, as to a file."""
 
-    def __init__(self, log: TextIO) -> None:
-        """log: open for writing."""
-        self.log = log
+    def __init__(self, log: TextIO, is_shown: bool = True) -> None:
+        """log: open for writing. is_shown: whether the terminal gets it as well."""
+        self.log, self.is_shown = log, is_shown
 
     def write(self, text: str) -> None:
         """Write text as it is."""
-        sys.stdout.write(text)
+        if self.is_shown:
+            sys.stdout.write(text)
         self.log.write(text)
 
     def flush(self) -> None:
@@ -156,8 +196,11 @@ class Screen:
         self.log.flush()
 
 
-def run_stages(run: Run, plan: list[Planned]) -> int:
-    """Run what the plan says, publish each stage as it ends, and build the report; returns the exit code."""
+def run_stages(run: Run, plan: list[Planned], jobs: int, deadline: float) -> int:
+    """Run what the plan says, publish each stage as it ends, and build the report; returns the exit code.
+
+    jobs: how many stages at once. deadline: when to stop, in seconds since the epoch.
+    """
     waiting = [planned for planned in plan if planned.reasons]
     if not waiting and report_is_up_to_date(run.folders):
         return 0
@@ -166,8 +209,10 @@ def run_stages(run: Run, plan: list[Planned]) -> int:
         check_kernel()
     provenance = gather_provenance(run.root, run.faces, Path(run.source).name, run.device, run.profile)
     with open_screen(run.folders.work / "run.log") as screen:
-        screen.log.write(describe_plan(run, plan) + "\n")
-        failed = run_waiting(run, waiting, screen)
+        screen.log.write(describe_plan(run, plan, jobs) + "\n")
+        ended = run_waiting(run, waiting, jobs, deadline, screen)
+        failed = [name for name, outcome in ended.items() if outcome.status == FAILED]
+        stopped = [name for name, outcome in ended.items() if outcome.status == STOPPED]
         try:
             make_report(run.folders, provenance, screen)
         except (OSError, ValueError) as error:
@@ -175,30 +220,69 @@ def run_stages(run: Run, plan: list[Planned]) -> int:
             screen.say(f"the report cannot be built: {error}")
         if failed:
             screen.say(f"FAILED or skipped: {', '.join(failed)}. The log is {run.folders.work / 'run.log'}")
-    return 1 if failed else 0
+        if stopped:
+            screen.say(f"Out of time. Left to do: {', '.join(stopped)}; the next ./run_all.sh goes on from here.")
+    return 1 if failed else 3 if stopped else 0
 
 
-def run_waiting(run: Run, waiting: Sequence[Planned], screen: Screen) -> list[str]:
-    """Run the stages one after the other; returns the names of those that failed or could not run for that reason."""
-    failed: list[str] = []
+def run_waiting(run: Run, waiting: Sequence[Planned], jobs: int, deadline: float, screen: Screen) -> dict[str, Outcome]:
+    """Run the stages, one after another or several at once; returns how each ended."""
+    deadline_for_training(deadline)
+    if jobs > 1 and len(waiting) > 1:
+        return run_together(
+            waiting,
+            jobs,
+            attempt=lambda planned, log: attempt_apart(run, planned, deadline, log),
+            may_start=lambda planned, ended: refuse(planned, ended, deadline),
+            log_of=lambda name: run.folders.work / f"{name}.log",
+            say=screen.say,
+        )
+    ended: dict[str, Outcome] = {}
     for position, planned in enumerate(waiting):
-        stage = planned.stage
-        left = sum(later.minutes for later in waiting[position:])
-        screen.say(f"[{position + 1}/{len(waiting)}] {stage.name} (time left for all: {duration(left)})")
-        missing = [need for need in stage.needs if need in failed]
+        name, left = planned.stage.name, sum(later.minutes for later in waiting[position:])
+        screen.say(f"[{position + 1}/{len(waiting)}] {name} (time left for all: {duration(left)})")
+        ended[name] = refuse(planned, ended, deadline) or attempt(run, planned, deadline, screen)
+        screen.say(f"{name} {ended[name].text}")
+    return ended
+
+
+def deadline_for_training(deadline: float) -> None:
+    """Tell notebooks when to stop training: in time to write a checkpoint and to end in order."""
+    if deadline < float("inf"):
+        os.environ[DEADLINE] = str(deadline - SECONDS_TO_END)
+    else:
+        os.environ.pop(DEADLINE, None)
+
+
+def refuse(planned: Planned, ended: Mapping[str, Outcome], deadline: float) -> Outcome | None:
+    """The outcome of a stage that is not to be started: it needs what did not come about, or time is short."""
+    for status in (FAILED, STOPPED):
+        missing = [need for need in planned.stage.needs if need in ended and ended[need].status == status]
         if missing:
-            failed.append(stage.name)
-            screen.say(f"{stage.name} is skipped: it needs {', '.join(missing)}")
-        elif not why_run(run, stage):
-            screen.say(f"{stage.name} is up to date after all: the files it needs came out the same")
-        else:
-            try:
-                seconds = run_stage(run, stage, screen)
-                screen.say(f"{stage.name} is done ({duration(seconds / 60)})")
-            except (StageFailed, OSError) as error:  # OSError: the disk is full, for example
-                failed.append(stage.name)
-                screen.say(f"{stage.name} FAILED at {error}\n  the notebook so far: {notebook_of(run, stage)}")
-    return failed
+            return Outcome(status, f"is skipped: it needs {', '.join(missing)}")
+    reason = cannot_finish(planned, deadline)
+    return Outcome(STOPPED, f"is not started: {reason}") if reason else None
+
+
+def attempt(run: Run, planned: Planned, deadline: float, screen: Screen) -> Outcome:
+    """Run one stage, if it still has to, until the deadline at the latest; returns how it ended."""
+    stage = planned.stage
+    if not why_run(run, stage):
+        return Outcome(DONE, "is up to date after all: the files it needs came out the same")
+    try:
+        with time_limit(deadline):
+            seconds = run_stage(run, stage, screen)
+        return Outcome(DONE, f"is done ({duration(seconds / 60)})")
+    except TimeIsUp:
+        return Outcome(STOPPED, "is stopped: the time is up")
+    except (StageFailed, OSError) as error:  # OSError: the disk is full, for example
+        return Outcome(FAILED, f"FAILED at {error}\n  the notebook so far: {notebook_of(run, stage)}")
+
+
+def attempt_apart(run: Run, planned: Planned, deadline: float, log: Path) -> Outcome:
+    """As attempt, in a process of its own: what the notebook prints goes to a log of its own, and not to the screen."""
+    with open_screen(log) as screen, contextlib.redirect_stdout(screen.log):
+        return attempt(run, planned, deadline, Screen(screen.log, is_shown=False))
 
 
 def run_stage(run: Run, stage: Stage, screen: Screen) -> float:

@@ -17,6 +17,7 @@ class Stage:
         `out`; "*" stands for any text. Results that came with the project, such as the logits in reports/, will do.
     params: values per profile for its parameters cell.
     timeout_minutes: the longest that one cell may take; None: ten times `minutes`, at least ten minutes.
+    resumes: whether it trains with checkpoints, so that after a stop it goes on where it was.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Stage:
     needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     params: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     timeout_minutes: float | None = None
+    resumes: bool = False
 
 
 STAGES = (
@@ -46,6 +48,7 @@ STAGES = (
     ),
     Stage(
         name="03_landmark_model",
+        resumes=True,
         gives=("tables/03_landmark_error.csv", "tables/03_results.csv", "checkpoints/landmark_resnet18.pt"),
         minutes={"sample": 2, "cpu": 30, "full": 15},
         needs={"02_landmark_labelling": ("checkpoints/landmarks.npz", "tables/02_noise_floor.csv")},
@@ -63,6 +66,7 @@ STAGES = (
     ),
     Stage(
         name="04_baseline_cnn",
+        resumes=True,
         gives=(
             "tables/04_results.csv",
             "tables/04_recall.csv",
@@ -77,6 +81,7 @@ STAGES = (
     ),
     Stage(
         name="05_attention_resnet",
+        resumes=True,
         gives=(
             "tables/05_comparison.csv",
             "tables/05_results.csv",
@@ -111,6 +116,7 @@ STAGES = (
     ),
     Stage(
         name="06_efficientnet_ablation",
+        resumes=True,
         gives=(
             "tables/06_ablation.csv",
             "predictions/06_efficientnet_none.npz",
@@ -181,6 +187,7 @@ STAGES = (
     ),
     Stage(
         name="10_transfer_learning",
+        resumes=True,
         gives=(
             "tables/10_label_curve.csv",
             "tables/10_differences.csv",
@@ -219,6 +226,7 @@ STAGES = (
     ),
     Stage(
         name="11_local_global",
+        resumes=True,
         gives=(
             "tables/11_ablation.csv",
             "tables/11_comparison.csv",

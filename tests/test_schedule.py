@@ -1,0 +1,354 @@
+"""Several notebooks at once, and a run that ends in time: the order, the processes, and what the next run finds."""
+
+import contextlib
+import io
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from helpers import toy_faces
+from test_pipeline import BEGIN, Project, cell, is_gone, make_project, wait_for
+
+from fer_utils.pipeline import planning, runner, schedule
+from fer_utils.pipeline.planning import Planned
+from fer_utils.pipeline.schedule import DONE, FAILED, Board, Outcome, last_line, run_together
+from fer_utils.pipeline.stages import Stage
+from fer_utils.train import OutOfTime, Run, TrainConfig, fit, fit_all, set_seed
+
+# ---- The plan ----
+
+
+def planned(name: str, minutes: float, *needs: str, resumes: bool = False) -> Planned:
+    stage = Stage(name, (), dict.fromkeys(("sample", "cpu", "full"), minutes), {n: () for n in needs}, resumes=resumes)
+    return Planned(stage, ["first run"], minutes)
+
+
+DIAMOND = [
+    planned("01_a", 2),
+    planned("02_b", 9, "01_a"),
+    planned("03_c", 3, "01_a"),
+    planned("04_d", 1, "02_b", "03_c"),
+]
+
+
+def test_the_longest_chain_is_what_no_number_of_jobs_shortens():
+    assert planning.longest_chain(DIAMOND) == ["01_a", "02_b", "04_d"]
+    assert planning.chain_lengths(DIAMOND) == {"04_d": 1, "03_c": 4, "02_b": 10, "01_a": 12}
+
+
+@pytest.mark.parametrize("jobs, minutes", [(1, 15), (2, 12), (9, 12)])
+def test_expected_time(jobs, minutes):
+    assert planning.expected_length(DIAMOND, jobs) == minutes
+
+
+def test_expected_time_of_what_is_independent():
+    plan = [planned(f"0{i}_x", minutes) for i, minutes in enumerate((5, 1, 4, 3), 1)]
+    assert [planning.expected_length(plan, jobs) for jobs in (1, 2, 3)] == [13, 7, 5]  # the longest first
+
+
+def test_the_plan_says_when_it_ends_and_what_takes_longest():
+    assert planning.describe_time([], 2) == "Nothing to do: all is up to date."
+    assert planning.describe_time(DIAMOND, 1).startswith("Expected time: 15 min, until ")
+    said = planning.describe_time(DIAMOND, 2)
+    assert said.startswith("Expected time, 2 at once: 12 min, until ") and said.endswith("01 -> 02 -> 04 (12 min).")
+
+
+@pytest.mark.parametrize(
+    "minutes, resumes, left, is_started",
+    [(5, False, 6, True), (5, False, 4, False), (500, True, 4, True), (500, True, 1, False), (0.5, True, 1, True)],
+)
+def test_what_cannot_finish_is_not_started_unless_it_can_resume(minutes, resumes, left, is_started):
+    reason = schedule.cannot_finish(planned("01_a", minutes, resumes=resumes), time.time() + 60 * left)
+    assert (reason == "") == is_started and ("is left" in reason) == (not is_started)
+
+
+# ---- Several at once ----
+
+
+class Trace:
+    """Stand-ins for notebooks: each notes when it starts and ends."""
+
+    def __init__(self, folder: Path, seconds: float = 0.3) -> None:
+        self.folder, self.seconds, self.said = folder, seconds, []
+
+    def attempt(self, planned: Planned, log: Path) -> Outcome:
+        name = planned.stage.name
+        log.write_text(f"{name} trains\n")
+        (self.folder / f"{name}.start").write_text(f"{time.monotonic()} {os.environ['OMP_NUM_THREADS']}")
+        time.sleep(self.seconds)
+        (self.folder / f"{name}.end").write_text(str(time.monotonic()))
+        if name.endswith("bad"):
+            return Outcome(FAILED, "FAILED at its end")
+        if name.endswith("killed"):
+            os._exit(7)
+        return Outcome(DONE, "is done")
+
+    def run(self, plan: list[Planned], jobs: int = 2) -> dict[str, Outcome]:
+        def may_start(planned, ended):
+            missing = [need for need in planned.stage.needs if ended[need].status != DONE]
+            return Outcome(FAILED, f"is skipped: it needs {missing[0]}") if missing else None
+
+        return run_together(
+            plan, jobs, self.attempt, may_start, lambda name: self.folder / f"{name}.log", self.said.append
+        )
+
+    def time(self, event: str) -> float:
+        return float((self.folder / event).read_text().split()[0])
+
+
+def test_what_needs_nothing_of_each_other_runs_at_once_and_the_rest_in_order(tmp_path):
+    trace = Trace(tmp_path)
+    assert {outcome.status for outcome in trace.run(DIAMOND).values()} == {DONE}
+    for first, then in (("01_a", "02_b"), ("01_a", "03_c"), ("02_b", "04_d"), ("03_c", "04_d")):
+        assert trace.time(f"{first}.end") <= trace.time(f"{then}.start")
+    assert trace.time("03_c.start") < trace.time("02_b.end") and trace.time("02_b.start") < trace.time("03_c.end")
+    assert trace.said[0].startswith("01_a starts") and trace.said[-1] == "04_d is done"
+
+
+def test_no_more_than_jobs_run_at_once_and_share_the_cores(tmp_path):
+    trace = Trace(tmp_path)
+    names = [f"0{i}_x" for i in range(1, 5)]
+    trace.run([planned(name, 1) for name in names])
+    spans = [(trace.time(f"{name}.start"), trace.time(f"{name}.end")) for name in names]
+    assert max(sum(start <= moment < end for start, end in spans) for moment, _ in spans) == 2
+    threads = (tmp_path / "01_x.start").read_text().split()[1]
+    assert int(threads) == max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+@pytest.mark.parametrize("ending, said", [("bad", "FAILED at its end"), ("killed", "its process died (exit code 7)")])
+def test_one_that_fails_leaves_the_others_alone(tmp_path, ending, said):
+    trace = Trace(tmp_path)
+    bad = f"01_{ending}"
+    ended = trace.run([planned(bad, 1), planned("02_good", 1), planned("03_needs", 1, bad), planned("04_free", 1)])
+    assert {name: outcome.status for name, outcome in ended.items()} == {
+        bad: FAILED, "02_good": DONE, "03_needs": FAILED, "04_free": DONE
+    }  # fmt: skip
+    assert said in ended[bad].text and ended["03_needs"].text == f"is skipped: it needs {bad}"
+    assert not (tmp_path / "03_needs.start").exists()
+
+
+def test_an_interrupt_ends_all_of_them(tmp_path):
+    trace = Trace(tmp_path, seconds=60)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1.5)
+        with pytest.raises(KeyboardInterrupt):
+            trace.run([planned("01_x", 1), planned("02_x", 1)])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert (tmp_path / "02_x.start").exists() and not (tmp_path / "02_x.end").exists()
+    assert not [child for child in psutil.Process().children() if "pytest" in " ".join(child.cmdline())]
+
+
+def test_the_last_line_is_what_a_reader_would_see(tmp_path):
+    log = tmp_path / "a.log"
+    assert last_line(log) == ""
+    log.write_bytes(b"first\n\x1b[31mepoch 3/9\x1b[0m  val 40 %\r\n\n  \n")
+    assert last_line(log) == "epoch 3/9  val 40 %"
+    log.write_bytes(b"x" * 10_000 + b"\xff\n")
+    assert 4000 < len(last_line(log)) < 4200
+
+
+def test_without_a_terminal_a_line_appears_now_and_then_when_it_has_changed(tmp_path):
+    log, said = tmp_path / "04.log", []
+    board = Board(said.append, seconds=0.2)
+    for text in ("epoch 1", "epoch 2", "epoch 2"):
+        log.write_text(text)
+        board.show({"04": log})
+        time.sleep(0.15)
+    board.show({"04": log})
+    time.sleep(0.25)
+    board.show({"04": log})
+    assert said == ["  04: epoch 2"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_every_notebook_has_one_line_that_is_redrawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "get_terminal_size", lambda: os.terminal_size((30, 20)))
+    log, terminal = tmp_path / "04.log", Terminal()
+    log.write_text("epoch 1 " + "long " * 20)
+    with contextlib.redirect_stdout(terminal):
+        board = Board(print)
+        board.show({"04": log})
+        log.write_text("epoch 2")
+        board.show({"04": log})
+        board.say("04 is done")
+    assert terminal.getvalue() == "  04: epoch 1 long long long \n\x1b[1A\x1b[J  04: epoch 2\n\x1b[1A\x1b[J04 is done\n"
+
+
+# ---- With kernels ----
+
+MINUTES = {"sample": 0.1, "cpu": 0.1, "full": 0.1}
+
+
+def write(name: str) -> str:
+    return f"{BEGIN}\nprint('working')\nwrite('tables/{name}.csv', 'n\\n1\\n')"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """Two notebooks that need nothing, and one that needs both."""
+    project = Project(tmp_path / "two at once")
+    stages = [Stage(name, (f"tables/{name}.csv",), MINUTES) for name in ("01_a", "02_b")]
+    needs = {"01_a": ("tables/01_a.csv",), "02_b": ("tables/02_b.csv",)}
+    project.stages = (*stages, Stage("03_c", ("tables/03_c.csv",), MINUTES, needs))
+    for stage in project.stages:
+        project.write_notebook(stage.name, cell(write(stage.name)))
+    (project.root / "fer_utils").mkdir()
+    (project.root / "fer_utils" / "__init__.py").write_text("")
+    return project
+
+
+def test_two_jobs_publish_what_one_would(project, capsys):
+    assert project.run("--jobs", "2") == 0
+    said = capsys.readouterr().out
+    assert "Expected time, 2 at once: under 1 min" in said and said.index("02_b starts") < said.index("01_a is done")
+    assert {f"reports/tables/{stage.name}.csv" for stage in project.stages} <= project.published().keys()
+    assert (project.root / "outputs/work/cpu/01_a.log").read_text().count("working") == 1
+    assert "working" not in said  # it is in the log
+    assert project.run("--jobs", "2") == 0
+    assert "Nothing to do" in capsys.readouterr().out
+
+
+def test_two_jobs_with_one_that_fails(project, capsys):
+    project.write_notebook("01_a", cell("1 / 0"))
+    assert project.run("--jobs", "2") == 1
+    said = capsys.readouterr().out
+    assert "01_a FAILED at code cell 2" in said and "03_c is skipped: it needs 01_a" in said
+    assert "FAILED or skipped: 01_a, 03_c." in said and "reports/tables/02_b.csv" in project.published()
+
+
+TRAINS = """
+import time
+for epoch in range(1, 1500):
+    write("training/epochs.txt", str(epoch))
+    time.sleep(0.1)
+    if Path("../enough.txt").exists():
+        break
+"""
+
+
+def test_a_run_ends_in_time_and_the_next_goes_on(project, capsys):
+    project.stages = (replace(project.stages[0], resumes=True), *project.stages[1:])
+    project.write_notebook("01_a", cell(BEGIN + TRAINS), cell(write("01_a")))
+    started = time.monotonic()
+    assert project.run("--minutes", "0.6", "--jobs", "2") == 3
+    assert time.monotonic() - started < 60
+    said = capsys.readouterr().out
+    assert "01_a is stopped: the time is up" in said and "02_b is done" in said
+    assert "Out of time. Left to do: 01_a, 03_c; the next ./run_all.sh goes on from here." in said
+    assert (project.root / "outputs/work/cpu/01_a/training/epochs.txt").exists()
+    assert not [p for p in psutil.Process().children(recursive=True) if "ipykernel" in " ".join(p.cmdline())]
+    (project.root / "enough.txt").write_text("")
+    assert project.run() == 0
+    assert "resumes its training" in capsys.readouterr().out
+
+
+def test_a_notebook_that_stops_its_training_in_time_has_not_failed(project, capsys):
+    project.write_notebook("01_a", cell("class OutOfTime(Exception): pass\nraise OutOfTime('after epoch 3')"))
+    assert project.run("--minutes", "5", "--only", "01") == 3
+    assert "Left to do: 01_a" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["--jobs", "0"], "0 is not a number of 1 or more"),
+        (["--jobs", "two"], "invalid whole number value"),
+        (["--minutes", "0"], "0 is not a number of 0.1 or more"),
+        (["--minutes", "nan"], "nan is not a number"),
+        (["--minutes", "inf"], "inf is not a number"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(project, capsys, argv, said):
+    with pytest.raises(SystemExit) as stopped:
+        project.run(*argv)
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+SLEEPS = """
+import os, pathlib, time
+pathlib.Path("../kernel.pid").write_text(str(os.getpid()))
+time.sleep(300)
+"""
+
+
+def test_children_of_a_killed_run_end_as_well(tmp_path):
+    project = make_project(tmp_path / "killed")
+    project.write_notebook("01_count", cell(SLEEPS))
+    process = project.start(argv=("--jobs", "2"))
+    pid = project.root / "kernel.pid"
+    wait_for(lambda: pid.exists() and pid.read_text())
+    kernel = psutil.Process(int(pid.read_text()))
+    process.kill()
+    process.communicate()
+    wait_for(lambda: is_gone(kernel), seconds=20)
+    wait_for(lambda: can_lock(project.root), seconds=20)
+
+
+def can_lock(root: Path) -> bool:
+    with contextlib.suppress(runner.UsageError), runner.one_at_a_time(root):
+        return True
+    return False
+
+
+# ---- Training ----
+
+TRAIN, VAL = toy_faces(64, 0), toy_faces(40, 1)
+CONFIG = TrainConfig(epochs=3, batch_size=32, precision="fp32")
+
+
+def new_run(checkpoint: Path | None, seed: int = 0) -> Run:
+    set_seed(seed)
+    layers = torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(2304, 7)
+    return Run(torch.nn.Sequential(*layers), TRAIN, VAL, replace(CONFIG, seed=seed), checkpoint, name=f"seed {seed}")
+
+
+def test_training_stops_after_an_epoch_and_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
+    whole = new_run(None)
+    expected = fit(whole.model, TRAIN, VAL, CONFIG).history.drop(columns="seconds")
+    file = tmp_path / "run.pt"
+
+    def time_is_up(row):
+        monkeypatch.setenv("FER_DEADLINE", str(time.time()))
+
+    with pytest.raises(OutOfTime, match="stopped after epoch 1 of 3, because the time is up"):
+        fit(new_run(None).model, TRAIN, VAL, CONFIG, checkpoint=file, on_epoch=time_is_up)
+    with pytest.raises(OutOfTime, match="after epoch 1 of 3"):  # the time is still up
+        fit(new_run(None).model, TRAIN, VAL, CONFIG, checkpoint=file)
+    monkeypatch.delenv("FER_DEADLINE")
+    resumed = new_run(None)
+    assert fit(resumed.model, TRAIN, VAL, CONFIG, checkpoint=file).history.drop(columns="seconds").equals(expected)
+    assert all(map(torch.equal, whole.model.state_dict().values(), resumed.model.state_dict().values()))
+
+
+def test_an_epoch_that_would_end_too_late_is_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setenv("FER_DEADLINE", str(time.time() + 3))
+    seen = []
+    with pytest.raises(OutOfTime, match="after epoch 1 of 3"):
+        fit(new_run(None).model, TRAIN, VAL, CONFIG, checkpoint=tmp_path / "run.pt",
+            on_epoch=lambda row: seen.append(row) or time.sleep(2))  # fmt: skip
+    assert len(seen) == 1
+
+
+def test_without_a_checkpoint_training_goes_on(monkeypatch):
+    monkeypatch.setenv("FER_DEADLINE", str(time.time() - 1))
+    assert len(fit(new_run(None).model, TRAIN, VAL, CONFIG).history) == 3
+
+
+def test_of_several_runs_none_begins_when_the_time_is_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FER_DEADLINE", str(time.time() - 1))
+    with pytest.raises(OutOfTime):
+        fit_all([new_run(tmp_path / f"{seed}.pt", seed) for seed in range(3)])
+    assert capsys.readouterr().out.count("stopped after epoch 0 of 3") == 3
+    assert np.all([not (tmp_path / f"{seed}.pt").exists() for seed in range(3)])
