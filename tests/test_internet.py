@@ -7,6 +7,7 @@ import urllib.request
 from urllib.error import HTTPError, URLError
 
 import pytest
+from test_pipeline import COUNT, cell, make_project
 
 from fer_utils import internet
 from fer_utils.internet import why_out_of_reach
@@ -74,3 +75,18 @@ def test_a_server_that_accepts_and_says_nothing_is_out_of_reach():
             "TimeoutError",
             "no answer within 0.5 seconds",
         )
+
+
+def test_a_run_looks_once_and_spares_its_notebooks_the_look_up(tmp_path, asked, monkeypatch, capsys):
+    monkeypatch.setenv("FER_OFFLINE", "")  # so that what the run sets is undone after the test
+    project = make_project(tmp_path / "project")
+    tell = "import os; print('told', os.environ['FER_OFFLINE'])"
+    project.write_notebook("01_count", cell(COUNT), cell(tell), parameters="pretrained = 'auto'")
+    assert project.run("--only", "01") == 0
+    said = capsys.readouterr().out
+    assert "No internet (URLError)" in said and "told 1" in said
+    assert asked == ["https://download.pytorch.org"]
+
+
+def test_a_run_without_pretrained_networks_does_not_look(tmp_path, asked):
+    assert make_project(tmp_path / "project").run("--only", "01") == 0 and asked == []

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TextIO
 
 from fer_utils.data import PROJECT_ROOT, DataError, atomic_write
+from fer_utils.internet import OFFLINE, WEIGHTS_SERVER, why_out_of_reach
 from fer_utils.pipeline.execution import (
     StageFailed,
     TimeIsUp,
@@ -30,7 +31,7 @@ from fer_utils.pipeline.execution import (
     time_limit,
 )
 from fer_utils.pipeline.freshness import content_hash, damaged, read_begun, read_stamp, write_begun, write_stamp
-from fer_utils.pipeline.notebooks import UsageError, read_code_cells
+from fer_utils.pipeline.notebooks import UsageError, declared_parameters, read_code_cells
 from fer_utils.pipeline.planning import (
     Planned,
     Run,
@@ -207,6 +208,7 @@ def run_stages(run: Run, plan: list[Planned], jobs: int, deadline: float) -> int
     check_writable(run.folders)
     if waiting:
         check_kernel()
+        look_up_once(run, waiting)
     provenance = gather_provenance(run.root, run.faces, Path(run.source).name, run.device, run.profile)
     with open_screen(run.folders.work / "run.log") as screen:
         screen.log.write(describe_plan(run, plan, jobs) + "\n")
@@ -244,6 +246,15 @@ def run_waiting(run: Run, waiting: Sequence[Planned], jobs: int, deadline: float
         ended[name] = refuse(planned, ended, deadline) or attempt(run, planned, deadline, screen)
         screen.say(f"{name} {ended[name].text}")
     return ended
+
+
+def look_up_once(run: Run, waiting: Sequence[Planned]) -> None:
+    """If ImageNet weights are out of reach, say so now, and spare every notebook the look-up."""
+    if any("pretrained" in declared_parameters(run.cells[planned.stage.name]) for planned in waiting):
+        reason = why_out_of_reach(WEIGHTS_SERVER)
+        if reason:
+            print(f"No internet ({reason}): what is not in torch's cache starts without ImageNet weights.")
+            os.environ[OFFLINE] = "1"
 
 
 def deadline_for_training(deadline: float) -> None:
