@@ -82,11 +82,8 @@ class TrainingStep:
 
     def __call__(self) -> None:
         """Train on the next batch of the epoch. Nothing here may read a tensor's value: that would wait for the GPU."""
-        chosen = self.batches.index_select(0, self.position)[0]  # (B,)
         self.rates.copy_(self.schedule.index_select(0, self.position)[0])
-        mirror = None if self.mirrored is None else self.mirrored[chosen]
-        images, targets = to_float(self.images[chosen]), self.targets[chosen]  # (B,1,48,48), (B,...)
-        inputs, targets = self.task.augment(images, targets, self.config.augment, self.generator, mirror)
+        inputs, targets = self.next_batch()
         loss, outputs = train_step(
             self.model, self.optimizer, inputs, targets, self.task.loss, self.precision, self.config.clip
         )
@@ -95,6 +92,13 @@ class TrainingStep:
         self.losses.index_copy_(0, self.position, loss.view(1))
         self.metric_sum += self.task.measured(outputs, targets).sum()
         self.position += 1
+
+    def next_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The augmented images (B,1,48,48) and the targets (B,...) of the step that comes next."""
+        chosen = self.batches.index_select(0, self.position)[0]  # (B,)
+        mirror = None if self.mirrored is None else self.mirrored[chosen]
+        images, targets = to_float(self.images[chosen]), self.targets[chosen]  # (B,1,48,48), (B,...)
+        return self.task.augment(images, targets, self.config.augment, self.generator, mirror)
 
     def warm_up(self, calls: int = 3) -> None:
         """Make some steps and undo them: afterwards everything that is set up at a first call exists.
