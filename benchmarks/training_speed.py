@@ -158,21 +158,28 @@ class Faces(Dataset):
         return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
 
 
-def endless_loader(source: str, device: str, workers: int) -> DataLoader:
+def endless_loader(faces: Faces, batch_size: int, device: str, workers: int) -> DataLoader:
     """A DataLoader that never runs dry: at an end, batches made in advance would come for free."""
-    faces = Faces(*train_data(source))
     sampler = RandomSampler(faces, num_samples=10**9)
-    return DataLoader(faces, BATCH, sampler=sampler, num_workers=workers, pin_memory=device == "cuda", drop_last=True)
+    return DataLoader(
+        faces, batch_size, sampler=sampler, num_workers=workers, pin_memory=device == "cuda", drop_last=True
+    )
 
 
-def usual_loop(name: str, device: str) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """A function that makes one step as a training loop is usually written."""
-    config = TrainConfig()
-    model = new_model(name).to(device).train()
-    loss_of = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-    optimizer = torch.optim.SGD(
+def usual_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of a config with torch's own settings."""
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
         model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=True
     )
+
+
+def usual_loop(model: nn.Module, config: TrainConfig, device: str) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """A function that makes one step as a training loop is usually written."""
+    model = model.to(device).train()
+    loss_of = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    optimizer = usual_optimizer(model, config)
     total = {"loss": 0.0, "correct": 0}
 
     def step(inputs: torch.Tensor, labels: torch.Tensor) -> None:
@@ -181,6 +188,8 @@ def usual_loop(name: str, device: str) -> Callable[[torch.Tensor, torch.Tensor],
         outputs = model(inputs)
         loss = loss_of(outputs, labels)
         loss.backward()
+        if config.clip:
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
         total["loss"] += loss.item()
         total["correct"] += (outputs.argmax(1) == labels).sum().item()
@@ -188,17 +197,26 @@ def usual_loop(name: str, device: str) -> Callable[[torch.Tensor, torch.Tensor],
     return step
 
 
-def usual_whole(source: str, name: str, device: str, steps: int, workers: int) -> float:
+def usual_seconds(
+    step: Callable[[torch.Tensor, torch.Tensor], None], loader: DataLoader, steps: int, device: str
+) -> float:
     """Seconds per step of the usual way, once every worker had the time to start."""
-    step, batches = usual_loop(name, device), iter(endless_loader(source, device, workers))
-    for _ in range(workers):
+    batches = iter(loader)
+    for _ in range(loader.num_workers):
         step(*next(batches))
     return seconds_per_call(lambda: step(*next(batches)), steps, device)
 
 
+def usual_whole(source: str, name: str, device: str, steps: int, workers: int) -> float:
+    """Seconds per step of the usual way for a model of MODELS."""
+    loader = endless_loader(Faces(*train_data(source)), BATCH, device, workers)
+    return usual_seconds(usual_loop(new_model(name), TrainConfig(), device), loader, steps, device)
+
+
 def usual_parts(source: str, name: str, device: str, steps: int, workers: int) -> tuple[float, float]:
     """Seconds per batch of the workers alone, and of forward, backward and update alone."""
-    step, batches = usual_loop(name, device), iter(endless_loader(source, device, workers))
+    step = usual_loop(new_model(name), TrainConfig(), device)
+    batches = iter(endless_loader(Faces(*train_data(source)), BATCH, device, workers))
     for _ in range(4 * workers):  # afterwards none is left that was made in advance
         batch = next(batches)
     loading = seconds_per_call(functools.partial(next, batches), 4 * workers, device)
@@ -382,16 +400,24 @@ def targets(table: pd.DataFrame, device: str) -> list[str]:
 
 
 def publish_tables(
-    tables: dict[str, tuple[pd.DataFrame, str]], faces: FER2013, profile: str, device: str, out: Path
+    tables: dict[str, tuple[pd.DataFrame, str]],
+    faces: FER2013,
+    profile: str,
+    device: str,
+    out: Path,
+    name: str = NAME,
 ) -> None:
-    """Publish tables and their manifest below `out` as the pipeline publishes those of a notebook."""
+    """Publish tables and their manifest below `out` as the pipeline publishes those of a notebook.
+
+    name: of the benchmark; the names of its tables begin with the same word. Those of an earlier run are replaced.
+    """
     with tempfile.TemporaryDirectory() as work:
         folders = Folders(root=out, work=Path(work), outputs=out, reports=out)
-        report = Report(NAME, faces, profile, device, folders.staging(NAME))
+        report = Report(name, faces, profile, device, folders.staging(name))
         with contextlib.redirect_stdout(io.StringIO()):  # they have been printed in a form fit for a terminal
-            for name, (table, caption) in tables.items():
-                report.table(table, name, caption, digits=2)
-        publish(NAME, folders, earlier=[f"tables/{name}.{kind}" for name in TABLES for kind in ("csv", "md")])
+            for title, (table, caption) in tables.items():
+                report.table(table, title, caption, digits=2)
+        publish(name, folders, earlier=[])  # which also removes what else is named like this benchmark
 
 
 def measure(source: str, n: int, device: str, quick: bool) -> dict[str, tuple[pd.DataFrame, str]]:
