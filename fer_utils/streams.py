@@ -59,6 +59,7 @@ class CudaStream:
 
     def __init__(self, device: torch.device) -> None:
         """device: the GPU."""
+        torch.cuda.init()  # before that there is no default generator
         self.stream = torch.cuda.Stream(device)
         self.stream.wait_stream(torch.cuda.current_stream(device))  # for the data that was copied there before
         self.dropout = torch.Generator(device)
