@@ -7,6 +7,7 @@ import io
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
@@ -135,6 +136,29 @@ class Group:
         self.runs.clear()
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def seconds_in_threads(runs: list[TrainingRun], steps: int) -> float:
+    """Seconds in which all trainings make that many steps of an epoch, each launched by a thread of its own.
+
+    One thread launches the kernels of one training after those of another; several might do so at the same time.
+    """
+    device = runs[0].device.type
+
+    def replay(run: TrainingRun) -> None:
+        with torch.cuda.stream(run.stream.stream) if device == "cuda" else contextlib.nullcontext():
+            for _ in range(steps):
+                run.replay()
+
+    for run in runs:
+        run.rewind()
+    start = now(device)
+    with ThreadPoolExecutor(len(runs)) as pool:
+        list(pool.map(replay, runs))
+    seconds = now(device) - start
+    for run in runs:
+        run.rewind()
+    return seconds
 
 
 class InputSide:

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from endless_training import Group, InputSide, TrainingRun, record
+from endless_training import Group, InputSide, TrainingRun, record, seconds_in_threads
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -59,6 +59,7 @@ TOP_KERNELS = 12
 COLUMNS = {
     NETWORKS: [
         *("network", "batch", "precision", "DataLoader", "eager", "captured", "2 at once", "4 at once", "6 at once"),
+        "4 at once, threads",
         *("times the DataLoader", "capture, s", "capture again, s", "launch, ms", "augmentation, %", "validation, %"),
         "problems",
     ],
@@ -306,13 +307,20 @@ def measure_eager(bench: Bench, network: Network) -> Iterator[dict]:
     yield {"eager": round(run.step.batch_size / seconds)}
 
 
-def measure_at_once(bench: Bench, network: Network, counts: tuple[int, ...]) -> Iterator[dict]:
-    """Several captured trainings, side by side."""
+def measure_at_once(
+    bench: Bench, network: Network, counts: tuple[int, ...], in_threads: bool = False
+) -> Iterator[dict]:
+    """Several captured trainings, side by side. in_threads: then also launched by a thread for each."""
     bench.speed_alone(network)
     for count in counts:
         runs = bench.group(network).captured(count)
         again = statistics.mean(run.capture_seconds for run in runs[1:])
-        yield {f"{count} at once": bench.images_per_second(runs), "capture again, s": again}
+        speed = bench.images_per_second(runs)
+        yield {f"{count} at once": speed, "capture again, s": again}
+        if in_threads:
+            images = count * runs[0].step.batch_size
+            steps = min(runs[0].step.steps, math.ceil(1 + bench.pace.timed * speed / images))
+            yield {f"{count} at once, threads": round(images * steps / seconds_in_threads(runs, steps))}
 
 
 def measure_shares(bench: Bench, network: Network) -> Iterator[dict]:
@@ -442,7 +450,7 @@ class Kind:
 KINDS = {
     "captured": Kind("captured, alone", NETWORKS, 3, measure_captured),
     "eager": Kind("eager", NETWORKS, 1, measure_eager),
-    "4": Kind("4 at once", NETWORKS, 3, functools.partial(measure_at_once, counts=(4,))),
+    "4": Kind("4 at once", NETWORKS, 3, functools.partial(measure_at_once, counts=(4,), in_threads=True)),
     "shares": Kind("shares of augmentation and validation", NETWORKS, 1.5, measure_shares),
     "2, 6": Kind("2 and 6 at once", NETWORKS, 2.5, functools.partial(measure_at_once, counts=(2, MOST_AT_ONCE)), True),
     "DataLoader": Kind("DataLoader", NETWORKS, 2.5, measure_dataloader),
@@ -569,9 +577,10 @@ def captions(bench: Bench) -> dict[str, str]:
         NETWORKS: f"Images per second of training; {where}. DataLoader: PIL, torchvision, {pace.workers} workers, "
         f"fp32, {2 * pace.workers} steps timed. Eager: the engine's step, launched kernel by kernel. Captured: the "
         "same, replayed as a CUDA graph, one training alone or several at once, each on a stream of its own (images of "
-        f"all together). These from at least {pace.timed:g} s of work. Times the DataLoader: captured, alone. Capture: "
-        "seconds with warm-up, of the first training (the first network also pays for what CUDA loads once) and the "
-        "mean of further ones. Launch: CPU time of one replay. Augmentation: cutting and augmenting batches alone, "
+        f"all together), launched by one thread or by one for each. These from at least {pace.timed:g} s of work. "
+        "Times the DataLoader: captured, alone. Capture: seconds with warm-up, of the first training (the first "
+        "network also pays for what CUDA loads once) and the mean of further ones. Launch: CPU time of one replay. "
+        "Augmentation: cutting and augmenting batches alone, "
         f"share of a captured step. Validation: of {len(bench.val[0]):,} images, share of a captured epoch.",
         KERNELS: f"The {TOP_KERNELS} kernels that take most of the GPU's time in a training step; {where}. From "
         f"torch.profiler, {pace.profiled} steps, launched kernel by kernel.",

@@ -356,9 +356,9 @@ def test_several_at_once_take_turns_with_models_and_streams_of_their_own(gpu, be
     bench.tables.put(gpu.NETWORKS, network, {"captured": 10})
     runs = bench.group(network).captured(4)
     replays = [run.replay for run in runs]
-    found = list(gpu.measure_at_once(bench, network, counts=(4,)))
-    assert found[0]["4 at once"] > 0 and found[0]["capture again, s"] > 0
-    assert len({run.calls for run in runs}) == 1 and runs[0].calls > 0
+    found = list(gpu.measure_at_once(bench, network, counts=(4,), in_threads=True))
+    assert found[0]["4 at once"] > 0 and found[0]["capture again, s"] > 0 and found[1]["4 at once, threads"] > 0
+    assert len({run.calls for run in runs}) == 1
     assert len({id(run.stream) for run in runs}) == len({id(run.model) for run in runs}) == 4
     assert bench.group(network).captured(2) == runs[:2]
     assert [run.replay for run in runs] == replays  # nothing is captured twice
