@@ -30,6 +30,7 @@ from fer_utils.tasks import Task, balanced_weights, classification
 AT_ONCE = 6  # runs side by side on a GPU: as many as there are seeds to compare two methods
 STEPS_PER_TURN = 4  # to change over to another run takes a tenth of a millisecond
 DEADLINE = "FER_DEADLINE"  # environment variable: when runs that have a checkpoint stop, in seconds since the epoch
+LEAST_STEPS = 300  # to record a step takes 1-3 s on a GPU, and saves some 10 ms each time it is replayed
 SAVE_SECONDS = 30  # between two checkpoints on a GPU, where an epoch may take less than writing one
 
 
@@ -373,7 +374,8 @@ class _Training:
         set_modes(self.model, self.config)
         self.step.begin_epoch(epoch, val_losses)
         if self.next_step is None:
-            self.next_step = self.stream.record(self.step)
+            steps_left = (self.config.epochs - epoch) * self.step.steps
+            self.next_step = self.stream.record(self.step) if steps_left >= LEAST_STEPS else self.step
         start = self.stream.mark()
         for number in range(1, self.step.steps + 1):
             self.next_step()

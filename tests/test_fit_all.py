@@ -113,6 +113,15 @@ def test_runs_take_turns(monkeypatch, capsys):
     assert lines == [f"{name}: epoch   {epoch}" for epoch in (1, 2, 3) for name in "ab"]
 
 
+@pytest.mark.parametrize("least, recorded", [(9, 1), (10, 0)])
+def test_a_step_is_recorded_once_and_only_where_that_pays(least, recorded, monkeypatch):
+    records = []
+    monkeypatch.setattr(CpuStream, "record", lambda self, step: records.append(step) or step)
+    monkeypatch.setattr(train, "LEAST_STEPS", least)
+    fit_all([new_run("of nine steps")])
+    assert len(records) == recorded
+
+
 def test_one_that_diverges_ends_alone_with_its_message(tmp_path, capsys):
     runs = [new_run("first"), new_run("hot", lr=1e3, seed=1), new_run("last", seed=2)]
     for run in runs:
