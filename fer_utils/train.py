@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from fer_utils import cluster
 from fer_utils.checkpoints import TrainingError, read_checkpoint, require_same, signature, write_checkpoint
 from fer_utils.config import TrainConfig
 from fer_utils.optim import build_optimizer, learning_rate, lr_factor
@@ -144,8 +145,13 @@ def fit_all(runs: Sequence[Run], device: torch.device | str = "cpu", at_once: in
 
     A run that fails ends alone: its reason is printed, the others go on. At the end the first reason is raised as
     TrainingError (see `fit`); what the others have learned is in their models and checkpoints.
+
+    Where FER_RAY is set, a Ray cluster trains them (cluster.py), one on each GPU: at_once then has no effect. Runs with
+    an on_epoch are still trained here.
     """
     device = torch.device(device)
+    if cluster.can_take(runs):
+        return cluster.fit_all(runs, device)
     arrays, room = _ArraysOnDevice(device), _Room(device, at_once)
     waiting = deque(enumerate(runs))
     active: dict[int, _Training] = {}
