@@ -24,6 +24,7 @@ case "$*" in
     "-m pip --version") exit 0 ;;
     "-m pip install "*) sleep "${PIP_SECONDS:-0}"; [ -z "${KILLED:-}" ] || kill -9 $PPID; exit "${PIP_FAILS:-0}" ;;
     "-c import cv2") [ -z "${NO_LIBGL:-}" ] || { echo "ImportError: libGL.so.1: no such file" >&2; exit 1; } ;;
+    "-c import ray") exit "${NO_RAY:-0}" ;;
     "-I -c import fer_utils"*) exit "${NO_FER_UTILS:-0}" ;;
     "-m ruff "*) echo "ruff says"; exit "${RUFF:-0}" ;;
     "-m pytest"*) echo "in $PWD"; printf '<%s>' "${@:3}"; exit "${PYTEST:-0}" ;;
@@ -208,6 +209,16 @@ def test_run_tests_fails_when_anything_fails(machine: Machine, ruff: str, pytest
         f"python -m ruff format --check {folders}",
         "python -m pytest -k a b",
     ]
+
+
+def test_the_whole_suite_installs_ray_once_and_runs_without_it_as_well(machine: Machine) -> None:
+    machine.run("run_all.sh")
+    for arguments, variables, installs in (([], {}, 0), (["-k", "data"], {"NO_RAY": "1"}, 0), ([], {"NO_RAY": "1"}, 1)):
+        machine.calls()
+        assert machine.run("run_tests.sh", *arguments, **variables)[0] == 0
+        assert sum("install --quiet --disable-pip-version-check ray==" in call for call in machine.calls()) == installs
+    code, _, error = machine.run("run_tests.sh", NO_RAY="1", PIP_FAILS="1")
+    assert code == 0 and "Ray could not be installed" in error
 
 
 def test_run_all_for_real_starts_within_three_seconds() -> None:
