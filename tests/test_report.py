@@ -11,6 +11,7 @@ from helpers import tiny_faces
 
 from fer_utils import report as report_module
 from fer_utils.data import PROJECT_ROOT
+from fer_utils.pipeline.meaning import cell_meaning
 from fer_utils.pipeline.page import (
     CLAIMS_BEGIN,
     CLAIMS_END,
@@ -250,7 +251,8 @@ def test_published_figures_show_the_numbers_of_the_table_of_the_same_name():
 def test_readme_names_the_notebooks_whose_published_run_is_older_than_their_code(as_committed):
     def code(path):
         cells = json.loads(path.read_text(encoding="utf8"))["cells"]
-        return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code" and not is_injected(cell)]
+        codes = [cell for cell in cells if cell["cell_type"] == "code" and not is_injected(cell)]
+        return [cell_meaning("".join(cell["source"])) for cell in codes]
 
     def is_injected(cell):
         return "injected-parameters" in cell["metadata"].get("tags", [])

@@ -2,6 +2,7 @@
 
 stages.py       which notebooks there are, what they need and give, and their parameters per profile
 notebooks.py    reads a notebook's code cells and parameters without running it
+meaning.py      what code does, whatever its words and layout, and which modules it imports
 freshness.py    what a stage depends on, and whether it is up to date
 planning.py     settles data, profile, device and parameters, and why each stage has to run
 execution.py    runs one notebook with papermill and checks that it really ran; engine.py is its papermill engine

@@ -4,13 +4,13 @@ A stage is up to date while its stamp still describes what is there now: the not
 fer_utils modules it imports, the data, the kind of device, the published files it reads, and those it made.
 """
 
-import ast
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from fer_utils.data import atomic_write
+from fer_utils.pipeline.meaning import cell_hash, module_hashes
 from fer_utils.pipeline.notebooks import CodeCell
 
 
@@ -29,12 +29,9 @@ def dependencies(
     inputs: name -> hash of the published files of the stages that it needs.
     """
     depends = {
-        "cells": [_hash(repr(cell).encode()) for cell in cells],
+        "cells": [cell_hash(cell) for cell in cells],
         "parameters": dict(parameters),
-        "modules": {
-            f"{package.name}/{name}.py": content_hash(package / f"{name}.py")
-            for name in sorted(imported_modules(cells, package))
-        },
+        "modules": module_hashes(cells, package),
         "data": data,
         "device": device,
         "profile": profile,
@@ -86,18 +83,6 @@ def content_hash(path: Path) -> str | None:
     return _hash(content)
 
 
-def imported_modules(cells: Iterable[CodeCell], package: Path) -> set[str]:
-    """Names of the modules in the folder `package` that the cells import, directly or through one another."""
-    sources = {path.stem: path for path in package.glob("*.py")}
-    waiting = set().union(*(_imports(cell.source, package.name, sources) for cell in cells))
-    found: set[str] = set()
-    while waiting:
-        name = waiting.pop()
-        found.add(name)
-        waiting |= _imports(sources[name].read_text(encoding="utf-8"), package.name, sources) - found
-    return found
-
-
 def read_stamp(path: Path) -> dict | None:
     """The stamp in a file; None when there is none or when it is damaged, which makes the stage run again."""
     try:
@@ -125,32 +110,6 @@ def read_begun(staging: Path) -> dict | None:
 def write_begun(staging: Path, depends: Mapping) -> None:
     """Record what the run that begins in a staging folder depends on."""
     atomic_write(staging / "begun.json", json.dumps(depends).encode())
-
-
-def _imports(source: str, package: str, modules: Iterable[str]) -> set[str]:
-    """The package's modules that a source imports by name, with `__init__`; all of them when it cannot be parsed."""
-    try:
-        tree = ast.parse(_without_magics(source))
-    except SyntaxError:
-        return set(modules)
-    names = {name for node in ast.walk(tree) for name in _imported_names(node, package)}
-    used = {name.split(".")[1] for name in names if name.startswith(f"{package}.")}
-    return (used | ({"__init__"} if package in {name.split(".")[0] for name in names} else set())) & set(modules)
-
-
-def _imported_names(node: ast.AST, package: str) -> list[str]:
-    """Dotted names that an import statement may load: `from a import b` gives a and a.b."""
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        start = ".".join(filter(None, [package if node.level else None, node.module]))
-        return [start] + [f"{start}.{alias.name}" for alias in node.names]
-    return []
-
-
-def _without_magics(source: str) -> str:
-    """The source without IPython's %magics and !commands, which Python's parser does not know."""
-    return "\n".join("" if line.startswith(("%", "!")) else line for line in source.splitlines())
 
 
 def _changed_keys(old: Mapping, new: Mapping) -> list[str]:
