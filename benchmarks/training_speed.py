@@ -40,6 +40,7 @@ from fer_utils.config import TrainConfig
 from fer_utils.data import FER2013, PROJECT_ROOT, load_data
 from fer_utils.models import build_model
 from fer_utils.optim import build_optimizer
+from fer_utils.pipeline.provenance import code_state, package_versions
 from fer_utils.pipeline.publish import Folders, publish
 from fer_utils.report import Report, data_note, to_markdown
 from fer_utils.step import train_step
@@ -409,15 +410,17 @@ def publish_tables(
 ) -> None:
     """Publish tables and their manifest below `out` as the pipeline publishes those of a notebook.
 
-    name: of the benchmark; the names of its tables begin with the same word. Those of an earlier run are replaced.
+    name: of the benchmark; the names of its tables begin with the same word. Those of an earlier run are replaced. out:
+    an absolute path.
     """
     with tempfile.TemporaryDirectory() as work:
-        folders = Folders(root=out, work=Path(work), outputs=out, reports=out)
+        folders = Folders(root=out.parent, work=Path(work), outputs=out.parent / "outputs", reports=out)
         report = Report(name, faces, profile, device, folders.staging(name))
         with contextlib.redirect_stdout(io.StringIO()):  # they have been printed in a form fit for a terminal
             for title, (table, caption) in tables.items():
                 report.table(table, title, caption, digits=2)
-        publish(name, folders, earlier=[])  # which also removes what else is named like this benchmark
+        facts = {"device_name": device, "versions": package_versions(), **code_state(PROJECT_ROOT)}
+        publish(name, folders, earlier=[], run=facts)  # which also removes what else is named like this benchmark
 
 
 def measure(source: str, n: int, device: str, quick: bool) -> dict[str, tuple[pd.DataFrame, str]]:

@@ -98,6 +98,9 @@ class Project:
         path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
 
     def run(self, *argv: str) -> int:
+        return self.main("--device", "cpu", *argv)
+
+    def main(self, *argv: str) -> int:
         faces = FER2013(*[np.zeros(1)] * 4, form="zip", fingerprint=self.fingerprint, notes=(), standard=True)
         report = types.ModuleType("fer_utils.pipeline.page")
         report.build_report = lambda folder, facts: (folder / "provenance.json").write_text(json.dumps(facts))
@@ -105,7 +108,7 @@ class Project:
             stack.enter_context(patch.object(planning, "load_data", lambda path: print(f"loading {path}") or faces))
             stack.enter_context(patch.object(planning, "find_data", self.find_data))
             stack.enter_context(patch.dict(sys.modules, {"fer_utils.pipeline.page": report}))
-            return runner.main(["--device", "cpu", *argv], self.root, self.stages)
+            return runner.main(argv, self.root, self.stages)
 
     def find_data(self, wanted: object) -> Path | None:
         return None if wanted == "sample" else self.root / "archive.zip"
@@ -191,6 +194,10 @@ def edit_notebook(project: Project, name: str, change: Callable[[dict], None]) -
     path.write_text(json.dumps(notebook))
 
 
+def record_of(project: Project, stage: str) -> freshness.Record:
+    return freshness.read_record(project.root / f"reports/manifests/{stage}.json")
+
+
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -206,12 +213,8 @@ def test_first_run_publishes_everything(first_run: tuple[Path, str]) -> None:
     published = Project(root).published()
     assert set(published) == {
         *("reports/tables/01_count.csv", "reports/figures/01_count.csv", "reports/predictions/02_train.csv"),
-        *(
-            "reports/manifests/02_train.json",
-            "reports/provenance.json",
-            "outputs/01_count.ipynb",
-            "outputs/02_train.ipynb",
-        ),
+        *("reports/manifests/01_count.json", "reports/manifests/02_train.json"),
+        *("reports/provenance.json", "reports/report.json", "outputs/01_count.ipynb", "outputs/02_train.ipynb"),
     }
     assert published["reports/predictions/02_train.csv"] == "epochs 2 lr 0.1"
     assert (root / "outputs/checkpoints/02_train/last.txt").read_text() == "n\n1\n"
@@ -376,6 +379,21 @@ def change_output(project: Project) -> None:
     path.write_text(path.read_text().replace("left 1 min outputs", "left 9 min outputs"))
 
 
+def change_manifest(project: Project, name: str, change: Callable[[dict], None]) -> None:
+    path = project.root / f"reports/manifests/{name}.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def edit_manifest(project: Project) -> None:
+    change_manifest(project, "02_train", lambda manifest: manifest["run"].update(seconds=1))
+
+
+def forget_record(project: Project) -> None:
+    change_manifest(project, "02_train", lambda manifest: [manifest.pop(key) for key in ("record", "run", "hash")])
+
+
 def change_epochs(project: Project) -> None:
     project.stages = (COUNTING, replace(TRAINING, params={"cpu": {"epochs": 5}}))
 
@@ -400,10 +418,16 @@ RENEWED = "needs 01_count, which runs"
         (append_to_file("fer_utils/unused.py", "\nnew = 1"), UP, UP),
         (append_to_file("reports/tables/01_count.csv", "2"), "reports/tables/01_count.csv was edited", RENEWED),
         (delete("reports/figures/01_count.csv"), "reports/figures/01_count.csv is missing", RENEWED),
-        (delete("outputs/checkpoints/02_train/last.txt"), UP, "outputs/checkpoints/02_train/last.txt is missing"),
+        (delete("outputs/checkpoints/02_train/last.txt"), UP, UP),
+        (
+            append_to_file("outputs/checkpoints/02_train/last.txt", "2"),
+            *(UP, "outputs/checkpoints/02_train/last.txt was edited"),
+        ),
         (change_output, UP, "outputs/02_train.ipynb was edited"),
-        (append_to_file("outputs/stamps/02_train.json", "}"), UP, "its stamp is damaged"),
-        (delete("outputs/stamps/02_train.json"), UP, "first run"),
+        (append_to_file("reports/manifests/02_train.json", "}"), UP, "its manifest is damaged"),
+        (edit_manifest, UP, "its manifest was edited"),
+        (forget_record, UP, "published before manifests recorded their run"),
+        (delete("reports/manifests/02_train.json"), UP, "first run"),
         (change_epochs, UP, "parameter epochs 2 -> 5"),
         (change_data, "data zip f00d -> zip beef", "data zip f00d -> zip beef"),
     ],
@@ -428,14 +452,14 @@ def test_votes_of_ferplus_count_where_they_are_read(finished: Project, capsys: p
 
 
 def test_plan_names_three_of_many_changed_files() -> None:
-    old = freshness.dependencies([], {}, Path("none"), "data", "cpu", "cpu", {f"{n}.csv": "before" for n in range(5)})
+    old = freshness.dependencies([], {}, Path("none"), "data", "cpu", {f"{n}.csv": "before" for n in range(5)})
     new = old | {"inputs": {file: "after" for file in old["inputs"]}}
     assert freshness.differences(old, new) == ["needed files 0.csv, 1.csv, 2.csv and 2 more changed"]
 
 
 def test_stage_depends_on_the_files_that_it_reads_and_no_others(finished: Project) -> None:
-    published = json.loads((finished.root / "outputs/stamps/01_count.json").read_text())["outputs"]
-    read = json.loads((finished.root / "outputs/stamps/02_train.json").read_text())["depends"]["inputs"]
+    published = record_of(finished, "01_count").files
+    read = record_of(finished, "02_train").depends["inputs"]
     assert list(read) == ["reports/tables/01_count.csv"] and len(published) > 1
 
 
@@ -446,9 +470,12 @@ def test_plan_follows_the_options(finished: Project, capsys: pytest.CaptureFixtu
     }
     with patch.object(planning, "cuda_is_available", lambda: True):
         assert plan_of(finished, capsys, "--device", "auto") == {
-            "01_count": "profile cpu -> full; device cpu -> cuda",
-            "02_train": "profile cpu -> full; device cpu -> cuda; parameter epochs 2 -> 9",
+            "01_count": "profile cpu -> full",
+            "02_train": "profile cpu -> full; parameter epochs 2 -> 9",
         }
+        same_profile = ("--device", "auto", "--profile", "cpu")
+        assert plan_of(finished, capsys, *same_profile) == {"01_count": UP, "02_train": UP}
+        assert plan_of(finished, capsys, *same_profile, "--force") == {"01_count": "forced", "02_train": "forced"}
 
 
 def test_damaged_output_is_made_again_and_only_that(finished: Project, capsys: pytest.CaptureFixture) -> None:
@@ -461,8 +488,9 @@ def test_damaged_output_is_made_again_and_only_that(finished: Project, capsys: p
     assert "02_train is up to date after all" in capsys.readouterr().out
     assert not leftover.exists()
     after = finished.published()
-    volatile = "reports/provenance.json"
-    assert {file: after[file] for file in after if file != volatile} == {f: before[f] for f in before if f != volatile}
+    volatile = ("reports/provenance.json", "reports/report.json", "reports/manifests/01_count.json")
+    assert after.keys() == before.keys()
+    assert all(after[file] == before[file] for file in after if file not in volatile)
 
 
 def test_files_that_are_no_longer_made_disappear(finished: Project) -> None:
@@ -472,7 +500,7 @@ def test_files_that_are_no_longer_made_disappear(finished: Project) -> None:
 
 
 def test_files_that_came_with_a_clone_disappear_when_their_stage_runs(finished: Project) -> None:
-    shutil.rmtree(finished.root / "outputs/stamps")
+    (finished.root / "reports/manifests/01_count.json").unlink()
     (finished.root / "reports/figures/01_before.png").touch()
     (finished.root / "reports/figures/10_other.png").touch()
     assert finished.run("--only", "01") == 0
@@ -501,6 +529,168 @@ def test_damaged_report_is_built_again(finished: Project) -> None:
     assert finished.run() == 0
     assert (finished.root / "reports/provenance.json").exists()
     assert finished.runs() == ["01_count", "02_train"]
+
+
+def test_report_that_is_built_again_without_a_run_says_the_same(finished: Project) -> None:
+    before = finished.published()
+    (finished.root / "reports/report.json").write_text("{}")
+    with patch.object(runner, "gather_provenance", side_effect=AssertionError("nothing has run")):
+        assert finished.run() == 0
+    assert finished.published() == before
+
+
+# --- Another copy of the project, without checkpoints and data --------------------------------------------------------
+
+LOOKING = Stage(
+    "03_look", gives=("tables/03_look.csv",), minutes=MINUTES, needs={"02_train": ("checkpoints/last.txt",)}
+)
+
+
+@pytest.fixture
+def clone(finished: Project) -> Project:
+    """What a clone has of a project with three stages, the third of which reads a checkpoint of the second."""
+    finished.stages = (*STAGES, LOOKING)
+    finished.write_notebook("03_look", cell(BEGIN + "write('tables/03_look.csv', '1')"))
+    assert finished.run() == 0
+    for folder in ("checkpoints", "work"):
+        shutil.rmtree(finished.root / "outputs" / folder)
+    (finished.root / "runs.txt").unlink()
+    return finished
+
+
+def test_clone_knows_what_is_up_to_date(clone: Project, capsys: pytest.CaptureFixture) -> None:
+    before = clone.published()
+    assert plan_of(clone, capsys) == {"01_count": UP, "02_train": UP, "03_look": UP}
+    assert plan_of(clone, capsys, "--only", "03") == {"03_look": UP}
+    assert clone.run() == 0
+    assert clone.main("--verify") == 0
+    assert (clone.published(), clone.runs()) == (before, [])
+
+
+def test_missing_checkpoint_is_made_when_a_stage_that_runs_needs_it(
+    clone: Project, capsys: pytest.CaptureFixture
+) -> None:
+    append_to_code("03_look", 2, "\nprint(1)")(clone)
+    reason = "03_look needs its outputs/checkpoints/02_train/last.txt, which is missing"
+    assert plan_of(clone, capsys) == {"01_count": UP, "02_train": reason, "03_look": "code cell 2 changed"}
+    assert clone.run("--only", "03") == 2
+    message = "03_look needs outputs/checkpoints/02_train/last.txt of 02_train, which is missing; run that stage as"
+    assert message in capsys.readouterr().err
+    assert clone.run() == 0
+    assert clone.runs() == ["02_train", "03_look"]
+    assert set(plan_of(clone, capsys).values()) == {UP}
+
+
+def test_manifest_records_the_run(first_run: tuple[Path, str]) -> None:
+    record = record_of(Project(first_run[0]), "02_train")
+    assert set(record.files) == {"reports/predictions/02_train.csv", "outputs/02_train.ipynb"}
+    assert set(record.checkpoints) == {"outputs/checkpoints/02_train/last.txt"}
+    assert record.depends["parameters"] == {"epochs": 2} and record.depends["data"] == "zip f00d"
+    assert set(record.depends["modules"]) == {f"fer_utils/{name}.py" for name in ("__init__", "helper", "deeper")}
+    assert record.run["started"] < record.run["finished"] and record.run["resumed"] is False
+    assert {"python", "torch", "torchvision", "numpy", "fvcore", "scipy", "grad-cam"} <= set(record.run["versions"])
+    assert {"commit", "dirty", "device", "device_name", "seconds", "peak_memory_mb"} <= set(record.run)
+
+
+# --- Checked and built without running anything -----------------------------------------------------------------------
+
+
+def flip_one_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    position = content.index(b"write(") if path.suffix == ".ipynb" else len(content) // 2
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def test_verify_finds_one_flipped_byte_in_any_published_file(finished: Project, capsys: pytest.CaptureFixture) -> None:
+    assert finished.main("--verify") == 0
+    assert capsys.readouterr().out == "All files of 2 manifests are as recorded.\n"
+    for file in finished.published():
+        before = (finished.root / file).read_bytes()
+        flip_one_byte(finished.root / file)
+        assert finished.main("--verify") == 1
+        output = capsys.readouterr().out
+        assert (Path(file).stem if "manifests" in file else file) in output or file == "reports/report.json", output
+        (finished.root / file).write_bytes(before)
+    assert finished.main("--verify") == 0
+    assert finished.runs() == ["01_count", "02_train"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (delete("reports/figures/01_count.csv"), "reports/figures/01_count.csv is missing"),
+        (append_to_file("reports/tables/99_new.csv", "x"), "reports/tables/99_new.csv is not recorded by any run"),
+        (append_to_file("outputs/99_new.ipynb", "x"), "outputs/99_new.ipynb is not recorded by any run"),
+        (forget_record, "02_train cannot be checked: published before manifests recorded their run"),
+        (edit_manifest, "02_train cannot be checked: its manifest was edited"),
+        (delete("reports/manifests/02_train.json"), "outputs/02_train.ipynb is not recorded by any run"),
+        (delete("reports/report.json"), "the report cannot be checked: it was built before its files were recorded"),
+        (
+            append_to_file("outputs/checkpoints/02_train/last.txt", "x"),
+            "outputs/checkpoints/02_train/last.txt was edited",
+        ),
+    ],
+)
+def test_verify_says_what_does_not_come_from_a_run(
+    finished: Project, capsys: pytest.CaptureFixture, spoil: Callable, message: str
+) -> None:
+    spoil(finished)
+    assert finished.main("--verify") == 1
+    assert message in capsys.readouterr().out
+
+
+def test_verify_where_nothing_is_published(project: Project, capsys: pytest.CaptureFixture) -> None:
+    assert project.main("--verify") == 1
+    assert capsys.readouterr().out.startswith(f"nothing is published in {project.root / 'reports'}")
+    assert project.main("--report") == 2
+    assert "run ./run_all.sh first" in capsys.readouterr().err
+
+
+def test_report_is_built_from_what_is_published(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "find_data", lambda wanted: pytest.fail("it looks for data"))
+    before = finished.published()
+    assert finished.main("--report") == 0
+    assert finished.published() == before
+    (finished.root / "reports/provenance.json").unlink()
+    assert finished.main("--report") == 0
+    assert set(json.loads(finished.published()["reports/provenance.json"])["stages"]) == {"01_count", "02_train"}
+    assert finished.main("--verify") == 0
+
+
+def test_report_keeps_what_is_known_of_stages_without_a_record(finished: Project) -> None:
+    forget_record(finished)
+    assert finished.main("--report") == 0
+    assert set(json.loads(finished.published()["reports/provenance.json"])["stages"]) == {"01_count", "02_train"}
+
+
+def test_report_that_cannot_be_built_leaves_the_earlier_one(finished: Project, capsys: pytest.CaptureFixture) -> None:
+    before = finished.published()
+    with patch.object(runner, "make_report", side_effect=ValueError("a manifest is damaged")):
+        assert finished.main("--report") == 1
+    assert capsys.readouterr().err == "run_all.sh: the report cannot be built: a manifest is damaged\n"
+    assert finished.published() == before
+
+
+@pytest.mark.parametrize("option", ["--report", "--verify"])
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [
+        (["--force"], "--force"),
+        (["--only", "01"], "--only"),
+        (["--from", "01"], "--from"),
+        (["--data", "sample"], "--data"),
+        (["--dry-run"], "--dry-run"),
+        (["--list"], "--list"),
+        (["-p", "epochs=1"], "--parameter"),
+    ],
+)
+def test_report_and_verify_refuse_options_of_a_run(
+    finished: Project, capsys: pytest.CaptureFixture, option: str, others: list[str], named: str
+) -> None:
+    assert finished.main(option, *others) == 2
+    sentence = f"{option} only looks at what is published and runs nothing; leave out {named}"
+    assert capsys.readouterr().err == f"run_all.sh: {sentence}\n"
 
 
 # --- Refused before anything starts -----------------------------------------------------------------------------------
@@ -540,7 +730,9 @@ def test_bad_usage(project: Project, capsys: pytest.CaptureFixture, argv: list[s
     assert project.published() == {}
 
 
-@pytest.mark.parametrize("argv", [["--profile", "huge"], ["--onyl", "01"], ["--only", "01", "--from", "02"]])
+@pytest.mark.parametrize(
+    "argv", [["--profile", "huge"], ["--onyl", "01"], ["--only", "01", "--from", "02"], ["--report", "--verify"]]
+)
 def test_unknown_options(project: Project, argv: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         project.run(*argv)
@@ -707,7 +899,7 @@ def test_failed_notebook_is_named_and_publishes_nothing(
     assert "02_train is skipped: it needs 01_count" in output
     assert finished.runs()[2:] == ["01_count"]
     assert finished.published().keys() == before.keys()
-    assert all(text == before[file] for file, text in finished.published().items() if "provenance" not in file)
+    assert finished.published() == before
     assert (finished.root / "outputs/work/cpu/01_count/notebook.ipynb").exists()
     assert set(psutil.Process().children(recursive=True)) <= children
 
@@ -716,7 +908,7 @@ def test_stage_whose_needed_files_are_gone_is_refused(finished: Project, capsys:
     shutil.copy(finished.root / "reports/tables/01_count.csv", finished.root / "reports/tables/01_other.csv")
     (finished.root / "reports/tables/01_count.csv").unlink()
     assert finished.run("--only", "02", "--force") == 2
-    message = "02_train needs reports/tables/01_*.csv of 01_count, which is missing; run that stage"
+    message = "02_train needs reports/tables/01_count.csv of 01_count, which is missing; run that stage"
     assert message in capsys.readouterr().err
 
 
@@ -725,7 +917,7 @@ def test_stage_runs_on_results_that_came_with_the_project(finished: Project, cap
     shutil.rmtree(finished.root / "outputs")
     (finished.root / "reports/figures/01_count.csv").unlink()
     assert finished.run("--only", "02") == 0
-    assert "Taken as they came with the project: results of 01_count\n" in capsys.readouterr().out
+    assert "Taken as published: results of 01_count\n" in capsys.readouterr().out
     assert finished.runs()[2:] == ["02_train"]
     assert plan_of(finished, capsys, "--only", "02") == {"02_train": UP}
     (finished.root / "reports/tables/01_count.csv").write_text("n\n2\n")
@@ -807,9 +999,15 @@ def test_killed_forced_run_goes_on_as_well(slow: tuple, capsys: pytest.CaptureFi
     project, process, _ = slow
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
-    stamp = project.root / "outputs/stamps/01_count.json"  # as if this very code had been published before
     [begun] = project.root.rglob("01_count/begun.json")
-    stamp.write_text(json.dumps(json.loads(stamp.read_text()) | {"depends": json.loads(begun.read_text())}))
+    depends = json.loads(begun.read_text())
+    depends.pop("device")
+    record = record_of(project, "01_count")  # as if this very code had been published before
+    freshness.write_manifest(
+        *(project.root / "reports/manifests/01_count.json", {}),
+        {"depends": depends, "files": record.files, "checkpoints": record.checkpoints},
+        record.run,
+    )
     assert plan_of(project, capsys)["01_count"] == "did not finish when it was forced; resumes its training"
     assert project.run("--only", "01", "--force") == 0
     assert project.published()["reports/tables/01_count.csv"] == "after epoch 1"

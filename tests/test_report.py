@@ -23,10 +23,10 @@ from fer_utils.pipeline.page import (
     anchors_table,
     build_report,
     claims_table,
+    renewed_readme,
     results_table,
     times_table,
     to_html,
-    update_readme,
 )
 from fer_utils.pipeline.planning import needed_files
 from fer_utils.pipeline.publish import Folders
@@ -143,23 +143,22 @@ def test_non_standard_data_is_stamped_on_every_table(tmp_path):
     assert "Non-standard data: 84 images" in (tmp_path / "report.html").read_text()
 
 
-def test_readme_gets_claims_results_and_times_between_their_markers(tmp_path):
-    readme = tmp_path / "README.md"
+def test_readme_gets_claims_results_and_times_between_their_markers():
     pairs = [(CLAIMS_BEGIN, CLAIMS_END), (RESULTS_BEGIN, RESULTS_END), (TIMES_BEGIN, TIMES_END)]
-    readme.write_text("# Title\n" + "Text.\n".join(f"{begin}\nold\n{end}\n" for begin, end in pairs) + "The end.\n")
+    old = "# Title\n" + "Text.\n".join(f"{begin}\nold\n{end}\n" for begin, end in pairs) + "The end.\n"
     claim = {"claimed": "60 %", "measured": "61 %", "n": 3589, "verdict": "consistent"}
     claims = pd.DataFrame([{"claim": MAIN_CLAIMS[0], **claim}, {"claim": "a detail", **claim}])
     summary = pd.DataFrame([{"notebook": "04", "profile": "cpu", "device": "CPU", **ROW}])
     facts = {"seconds": 90.0, "peak_memory_mb": 1234, "profile": "cpu", "device": "cpu"}
-    update_readme(readme, claims, summary, {"stages": {"04_baseline_cnn": facts}})
-    text = readme.read_text()
+    text = renewed_readme(old, claims, summary, {"stages": {"04_baseline_cnn": facts}})
     assert "old" not in text and text.startswith("# Title\n") and text.endswith("The end.\n")
     shown_claims, results, times = text.split("Text.")
     assert "| 3,589 | consistent" in shown_claims and "a detail" not in shown_claims
     assert "Split: test. n: 3,589. profile: cpu. device: CPU.\n" in results and "61.2%" in results
     assert "| 1.5       | 1.2 GB" in times
-    update_readme(readme, claims, summary, {"stages": {"04_baseline_cnn": facts}})
-    assert readme.read_text() == text
+    assert renewed_readme(text, claims, summary, {"stages": {"04_baseline_cnn": facts}}) == text
+    with pytest.raises(ValueError, match=r"README\.md must have the lines"):
+        renewed_readme(text.replace(CLAIMS_END, ""), claims, summary, {"stages": {}})
 
 
 def test_readme_of_this_project_agrees_with_its_reports():

@@ -42,6 +42,8 @@ def module_hashes(cells: Iterable[CodeCell], package: Path) -> dict[str, str]:
 
 # --- What code does ---------------------------------------------------------------------------------------------------
 
+_parse = functools.cache(ast.parse)
+
 
 @functools.cache  # every stage asks for almost the same modules
 def module_meaning(source: str) -> str:
@@ -153,9 +155,6 @@ def _imports_of_module(name: str, modules: dict[str, Path]) -> set[str]:
     except SyntaxError:
         return set(modules)
     return _imports_in(tree, name if is_package else name.rpartition(".")[0], modules)
-
-
-_parse = functools.cache(ast.parse)
 
 
 def _imports_in(tree: ast.AST, inside: str, modules: dict[str, Path]) -> set[str]:

@@ -43,18 +43,33 @@ def build_report(reports: Path, provenance: dict) -> None:
     reports: the folder that holds tables/, figures/ and manifests/. For the project's own reports the tables of claims,
     results and times in README.md are renewed as well.
     """
-    manifests = [json.loads(path.read_text()) for path in sorted((reports / "manifests").glob("*.json"))]
+    manifests = [read_manifest(path) for path in sorted((reports / "manifests").glob("*.json"))]
     summary = pd.DataFrame([row for m in manifests for row in m["summary"]], columns=SUMMARY_COLUMNS)
     summary["epochs"] = summary.epochs.astype("Int64")  # an ensemble has none
     claims = pd.DataFrame([row for m in manifests for row in m["claims"]], columns=CLAIM_COLUMNS)
+    page = render_page(reports, manifests, summary, claims, provenance)  # before anything is written: it may fail
+    readme = PROJECT_ROOT / "README.md" if reports == PROJECT_ROOT / "reports" else None
+    text = readme and renewed_readme(readme.read_text(encoding="utf8"), claims, summary, provenance)
     (reports / "tables").mkdir(parents=True, exist_ok=True)
     write_csv(summary, reports / "summary.csv")
     write_csv(claims, reports / "tables" / "claims.csv")
     write_csv(anchors_table(summary), reports / "tables" / "anchors.csv")
     atomic_write(reports / "provenance.json", (json.dumps(provenance, indent=1, sort_keys=True) + "\n").encode())
-    atomic_write(reports / "report.html", render_page(reports, manifests, summary, claims, provenance).encode())
-    if reports == PROJECT_ROOT / "reports":
-        update_readme(PROJECT_ROOT / "README.md", claims, summary, provenance)
+    atomic_write(reports / "report.html", page.encode())
+    if readme:
+        atomic_write(readme, text.encode())
+
+
+def read_manifest(path: Path) -> dict:
+    """What a notebook or benchmark says it has published; ValueError when the file is damaged."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf8"))
+        missing = {"notebook", "artifacts", "summary", "claims"} - manifest.keys()
+    except (ValueError, AttributeError):
+        missing = {"everything"}
+    if missing:
+        raise ValueError(f"{path} is damaged; run {path.stem} again, or restore the file with git checkout")
+    return manifest
 
 
 def render_page(
@@ -145,17 +160,21 @@ def times_table(provenance: dict) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-def update_readme(readme: Path, claims: pd.DataFrame, summary: pd.DataFrame, provenance: dict) -> None:
-    """Put the tables of claims, results and times between their markers in README.md; nothing else changes."""
-    text = readme.read_text(encoding="utf8")
+def renewed_readme(text: str, claims: pd.DataFrame, summary: pd.DataFrame, provenance: dict) -> str:
+    """The text of README.md with new tables of claims, results and times between their markers.
+
+    ValueError when a marker is missing.
+    """
     for begin, end, table in [
         (CLAIMS_BEGIN, CLAIMS_END, claims_table(claims)),
         (RESULTS_BEGIN, RESULTS_END, results_table(summary)),
         (TIMES_BEGIN, TIMES_END, times_table(provenance)),
     ]:
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"README.md must have the lines {begin} and {end} once each; restore them")
         before, rest = text.split(begin)
         text = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
-    atomic_write(readme, text.encode())
+    return text
 
 
 def _title(name: str) -> str:

@@ -9,7 +9,17 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from fer_utils.data import FER2013, HOW_TO_GET, download_fer2013, find_data, find_ferplus, load_data
-from fer_utils.pipeline.freshness import content_hash, damaged, dependencies, differences, read_begun, read_stamp
+from fer_utils.pipeline.freshness import (
+    Record,
+    content_hash,
+    damaged,
+    damaged_checkpoints,
+    dependencies,
+    differences,
+    missing_record,
+    read_begun,
+    read_record,
+)
 from fer_utils.pipeline.notebooks import (
     CodeCell,
     UsageError,
@@ -26,24 +36,18 @@ from fer_utils.rafdb import load_rafdb
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that is settled before the first notebook starts.
-
-    stages: those selected. cells and parameters: per stage, its code cells and the values that replace its defaults.
-    inputs: per stage, the folder with the reports it reads and the stamps that belong to them. source: the data as
-    notebooks are told, an absolute path or "sample". rafdb: the folder of RAF-DB, for the stages that know it, or "";
-    rafdb_fingerprint: of what is in it.
-    """
+    """Everything that is settled before the first notebook starts."""
 
     root: Path
     folders: Folders
-    stages: tuple[Stage, ...]
-    cells: Mapping[str, list[CodeCell]]
-    parameters: Mapping[str, dict[str, object]]
-    inputs: Mapping[str, Folders]
+    stages: tuple[Stage, ...]  # those selected
+    cells: Mapping[str, list[CodeCell]]  # code cells per stage
+    parameters: Mapping[str, dict[str, object]]  # per stage, the values that replace its defaults
+    inputs: Mapping[str, Folders]  # per stage, the folders with the results that it reads
     faces: FER2013
-    source: str
-    rafdb: str
-    rafdb_fingerprint: str
+    source: str  # the data as notebooks are told: an absolute path or "sample"
+    rafdb: str  # the folder of RAF-DB, for the stages that know it, or ""
+    rafdb_fingerprint: str  # of what is in it
     profile: str
     device: str
     force: bool
@@ -55,10 +59,13 @@ class Run:
             parameters=self.parameters[stage.name],
             package=self.root / "fer_utils",
             data=self.data_of(stage),
-            device=self.device,
             profile=self.profile,
             inputs=self._input_hashes(stage),
         )
+
+    def begins(self, stage: Stage) -> dict:
+        """What a stopped run of the stage must have begun with, for this run to go on with its training."""
+        return self.depends(stage) | {"device": self.device}
 
     def data_of(self, stage: Stage) -> str:
         """Form and fingerprint of the data that the stage sees, with those of RAF-DB and FER+ if it uses them."""
@@ -73,13 +80,17 @@ class Run:
         return bool(self.rafdb) and "rafdb" in declared_parameters(self.cells[stage.name])
 
     def _input_hashes(self, stage: Stage) -> dict[str, str | None]:
-        """Of the published files that decide its result.
+        """Of the published files that decide its result; of a checkpoint that a clone lacks, the recorded hash.
 
         Without manifests: they repeat what tables and logits say, and hold times.
         """
-        patterns = [needed_files(stage, need, self.inputs[stage.name]) for need in stage.needs]
-        files = [file for found in patterns for names in found.values() for file in names]
-        return {file: content_hash(self.root / file) for file in files if "/manifests/" not in file}
+        source, hashes = self.inputs[stage.name], {}
+        for need in stage.needs:
+            record = read_record(source.manifest(need))
+            recorded = record.checkpoints if record else {}
+            for files in needed_files(stage, need, source).values():
+                hashes |= {file: content_hash(self.root / file) or recorded.get(file) for file in files}
+        return {file: value for file, value in hashes.items() if "/manifests/" not in file}
 
 
 # --- Settle -----------------------------------------------------------------------------------------------------------
@@ -197,30 +208,31 @@ def stage_parameters(stage: Stage, profile: str, declared: Mapping[str, object])
 
 
 def choose_inputs(stage: Stage, selected: Iterable[Stage], folders: Folders, usual: Folders) -> Folders:
-    """Where the results lie that a stage reads: this run's folders, or the usual ones if it makes none of them itself.
-
-    UsageError when a file that it needs is missing and no stage of this run makes it.
-    """
-    running = [other.name for other in selected if other.name in stage.needs]
-    source = folders if running else usual
-    for need in stage.needs:
-        for pattern, files in needed_files(stage, need, source).items():
-            if need not in running and not (files and all((source.root / file).exists() for file in files)):
-                wanted = published_path(need, pattern, source).relative_to(source.root)
-                raise UsageError(f"{stage.name} needs {wanted} of {need}, which is missing; run that stage as well")
-    return source
+    """Where the results lie that a stage reads: this run's folders, or the usual ones if it makes none of them."""
+    return folders if any(other.name in stage.needs for other in selected) else usual
 
 
 def needed_files(stage: Stage, need: str, source: Folders) -> dict[str, list[str]]:
     """What a stage reads of another's results: pattern -> files below the root, those there and those it published."""
-    stamp = read_stamp(source.stamp(need)) or {"outputs": ()}
+    record = read_record(source.manifest(need))
+    published = record.all_files() if record else []
     found = {}
     for pattern in stage.needs[need]:
         place = published_path(need, pattern, source)
         there = (path.relative_to(source.root).as_posix() for path in place.parent.glob(place.name))
-        made = fnmatch.filter(stamp["outputs"], place.relative_to(source.root).as_posix())
+        made = fnmatch.filter(published, place.relative_to(source.root).as_posix())
         found[pattern] = sorted({*there, *made})
     return found
+
+
+def missing_inputs(run: Run, stage: Stage) -> list[tuple[str, Path]]:
+    """What a stage would read and cannot, because it is not there: the stage that makes it, and the file."""
+    source, missing = run.inputs[stage.name], []
+    for need in stage.needs:
+        for pattern, files in needed_files(stage, need, source).items():
+            paths = [source.root / file for file in files] or [published_path(need, pattern, source)]
+            missing += [(need, path) for path in paths if not path.exists()]
+    return missing
 
 
 # --- Plan -------------------------------------------------------------------------------------------------------------
@@ -228,47 +240,84 @@ def needed_files(stage: Stage, need: str, source: Folders) -> dict[str, list[str
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage with the reasons to run it (none: it is up to date) and the minutes it is expected to take."""
+    """A stage of the plan."""
 
     stage: Stage
-    reasons: list[str]
-    minutes: float
+    reasons: list[str]  # why it has to run; none: it is up to date
+    minutes: float  # how long it is expected to take
+    demanded: tuple[Path, ...] = ()  # missing files that it made once, and that a stage which has to run reads
 
 
 def make_plan(run: Run) -> list[Planned]:
-    """For every selected stage why it has to run, counting on new files from the stages before it."""
-    plan: list[Planned] = []
-    for stage in run.stages:
-        renewed = [earlier.stage.name for earlier in plan if earlier.reasons and earlier.stage.name in stage.needs]
-        reasons = why_run(run, stage) or [f"needs {name}, which runs" for name in renewed]
-        plan.append(Planned(stage, reasons, expected_minutes(run, stage)))
-    return plan
+    """For every selected stage why it has to run, counting on new files from the stages before it.
+
+    UsageError when a stage has to run, a file that it reads is missing, and the stage that makes it is not selected.
+    """
+    reasons = {stage.name: why_run(run, stage) for stage in run.stages}
+    demanded: dict[str, list[Path]] = {stage.name: [] for stage in run.stages}
+    before = None
+    while before != (before := [name for name, why in reasons.items() if why]):
+        for stage in run.stages:
+            renewed = [need for need in stage.needs if reasons.get(need)]
+            reasons[stage.name] = reasons[stage.name] or [f"needs {name}, which runs" for name in renewed]
+        for stage in reversed(run.stages):
+            if reasons[stage.name]:
+                _demand_inputs(run, stage, reasons, demanded)
+    return [
+        Planned(stage, reasons[stage.name], expected_minutes(run, stage), tuple(demanded[stage.name]))
+        for stage in run.stages
+    ]
+
+
+def _demand_inputs(run: Run, stage: Stage, reasons: dict[str, list[str]], demanded: dict[str, list[Path]]) -> None:
+    """Let the stages run whose missing files a stage reads that has to run."""
+    for need, path in missing_inputs(run, stage):
+        file = path.relative_to(run.root)
+        if need not in reasons:
+            raise UsageError(f"{stage.name} needs {file} of {need}, which is missing; run that stage as well")
+        if not reasons[need]:
+            reasons[need] = [f"{stage.name} needs its {file}, which is missing"]
+        if path not in demanded[need]:
+            demanded[need].append(path)
+
+
+def must_run(run: Run, planned: Planned) -> bool:
+    """Whether a planned stage still has to run, now that those before it have run."""
+    return bool(why_run(run, planned.stage)) or not all(path.exists() for path in planned.demanded)
 
 
 def why_run(run: Run, stage: Stage) -> list[str]:
     """Why the stage has to run, in words; empty when it is up to date."""
     if run.force:
         return ["forced"]
-    depends, path = run.depends(stage), run.folders.stamp(stage.name)
-    staging = run.folders.staging(stage.name)
-    stamp, begun = read_stamp(path), read_begun(staging)
-    if stamp:
-        reasons = differences(stamp["depends"], depends) or damaged(stamp["outputs"], run.root)
-        if not reasons and begun == depends:
+    manifest, staging = run.folders.manifest(stage.name), run.folders.staging(stage.name)
+    record, begun = read_record(manifest), read_begun(staging)
+    goes_on = begun == run.begins(stage)
+    if record:
+        reasons = _why_stale(run, stage, record)
+        if not reasons and goes_on:
             reasons = ["did not finish when it was forced"]
-    elif path.exists():
-        reasons = ["its stamp is damaged"]
     else:
-        reasons = ["did not finish last time" if begun else "first run"]
-    resumes = begun == depends and (staging / "training").is_dir()
+        reasons = [missing_record(manifest)]
+        if begun and reasons == ["first run"]:
+            reasons = ["did not finish last time"]
+    resumes = goes_on and (staging / "training").is_dir()
     return [*reasons, "resumes its training"] if reasons and resumes else reasons
+
+
+def _why_stale(run: Run, stage: Stage, record: Record) -> list[str]:
+    return (
+        differences(record.depends, run.depends(stage))
+        or damaged(record.files, run.root)
+        or damaged_checkpoints(record.checkpoints, run.root)
+    )
 
 
 def expected_minutes(run: Run, stage: Stage) -> float:
     """Minutes that the stage will take: as measured last time on the same profile and device, else as declared."""
-    stamp = read_stamp(run.folders.stamp(stage.name))
-    if stamp and (stamp["depends"]["profile"], stamp["depends"]["device"]) == (run.profile, run.device):
-        return stamp["facts"]["seconds"] / 60
+    record = read_record(run.folders.manifest(stage.name))
+    if record and (record.depends["profile"], record.run["device"]) == (run.profile, run.device):
+        return record.run["seconds"] / 60
     return stage.minutes[run.profile]
 
 
@@ -288,10 +337,9 @@ def describe_plan(run: Run, plan: Iterable[Planned], jobs: int = 1) -> str:
     if run.rafdb:
         lines.append(f"RAF-DB for: {', '.join(stage.name for stage in run.stages if run.on_rafdb(stage))}")
     names = {stage.name for stage in run.stages}
-    needs = [(need, run.inputs[stage.name]) for stage in run.stages for need in stage.needs if need not in names]
-    brought = dict.fromkeys(need for need, source in needs if not source.stamp(need).exists())
-    if brought:
-        lines.append(f"Taken as they came with the project: results of {', '.join(brought)}")
+    taken = dict.fromkeys(need for stage in run.stages for need in stage.needs if need not in names)
+    if taken:
+        lines.append(f"Taken as published: results of {', '.join(taken)}")
     for planned in plan:
         runs = f"run         {planned.stage.name} ({duration(planned.minutes)}): {'; '.join(planned.reasons)}"
         lines.append(f"  {runs}" if planned.reasons else f"  up to date  {planned.stage.name}")

@@ -5,13 +5,15 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 
 from fer_utils.data import FER2013
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "pandas", "scikit-learn", "opencv-contrib-python", "mediapipe"),
-    *("matplotlib", "papermill", "ipykernel"),
+    *("matplotlib", "papermill", "ipykernel", "fvcore", "scipy", "grad-cam"),
 )
 
 
@@ -32,10 +34,23 @@ def gather_provenance(root: Path, faces: FER2013, source: str, device: str, prof
     }
 
 
-def earlier_stages(reports: Path) -> dict:
-    """The facts per stage from the last provenance.json in `reports`; empty where there is none that can be read."""
+def run_facts(started: datetime, device: str, code: Mapping[str, object]) -> dict[str, object]:
+    """What the manifest says of a run that ends now, besides what it cost. device: "cpu" or "cuda". code: its state."""
+    return {
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": device,
+        "device_name": device_name(device),
+        "versions": package_versions(),
+        **code,
+    }
+
+
+def last_run(reports: Path) -> dict:
+    """The last provenance.json in `reports`; empty where there is none that can be read."""
     try:
-        return dict(json.loads((reports / "provenance.json").read_text(encoding="utf-8"))["stages"])
+        provenance = json.loads((reports / "provenance.json").read_text(encoding="utf-8"))
+        return provenance if isinstance(provenance["stages"], dict) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

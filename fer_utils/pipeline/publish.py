@@ -1,13 +1,14 @@
 """Where a run puts its files, and how they get there: file by file, each either old or new, never half."""
 
+import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fer_utils.data import atomic_write
-from fer_utils.pipeline.freshness import content_hash
+from fer_utils.pipeline.freshness import content_hash, write_manifest
 from fer_utils.pipeline.notebooks import UsageError
 
 FREE_GIGABYTES = 4.0  # notebook 05 keeps about 2.5 GB of checkpoints while it trains in profile cpu
@@ -16,15 +17,12 @@ REPORT_PARTS = ("tables", "figures", "predictions")
 
 @dataclass(frozen=True)
 class Folders:
-    """The folders of one kind of run, all below the project's root.
-
-    work: unfinished stages and the log. outputs: executed notebooks, checkpoints and stamps. reports: the report.
-    """
+    """The folders of one kind of run, all below the project's root."""
 
     root: Path
-    work: Path
-    outputs: Path
-    reports: Path
+    work: Path  # unfinished stages and the log
+    outputs: Path  # executed notebooks and checkpoints
+    reports: Path  # tables, figures, predictions, manifests and the report
 
     @classmethod
     def of(cls, root: Path, profile: str, custom: bool) -> "Folders":
@@ -39,15 +37,24 @@ class Folders:
         """Where a stage works until everything it makes is complete."""
         return self.work / stage
 
-    def stamp(self, stage: str) -> Path:
-        """Where the stamp of a published stage lies; stamps describe what `outputs` and `reports` hold now."""
-        return self.outputs / "stamps" / f"{stage}.json"
+    def manifest(self, stage: str) -> Path:
+        """Where the manifest of a published stage lies: what it made, and the record of its run."""
+        return self.reports / "manifests" / f"{stage}.json"
+
+    @property
+    def report_record(self) -> Path:
+        """Where the record of the report itself lies."""
+        return self.reports / "report.json"
+
+    def manifests(self) -> list[Path]:
+        """The manifests of all that is published."""
+        return sorted((self.reports / "manifests").glob("*.json"))
 
 
 def check_writable(folders: Folders) -> None:
     """UsageError when a folder of the run cannot be written, or when the disk is nearly full."""
     targets = [folders.reports / part for part in (*REPORT_PARTS, "manifests")]
-    for folder in (folders.work, folders.outputs, folders.outputs / "stamps", folders.reports, *targets):
+    for folder in (folders.work, folders.outputs, folders.reports, *targets):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
@@ -58,25 +65,46 @@ def check_writable(folders: Folders) -> None:
         raise UsageError(f"only {free:.1f} GB are free at {folders.root}; make room, a run needs {FREE_GIGABYTES:g} GB")
 
 
-def publish(stage: str, folders: Folders, earlier: Iterable[str]) -> dict[str, str]:
+def publish(
+    stage: str, folders: Folders, earlier: Iterable[str], depends: Mapping | None = None, run: Mapping | None = None
+) -> None:
     """Copy what a finished stage made to where it is published, and remove what only its earlier run made.
 
-    earlier: the files that the stage's last stamp names; what bears the stage's number in `reports` goes, too.
-    Returns published path below root -> content hash.
+    earlier: the files of its earlier run, relative to the root; what bears the stage's number in `reports` goes, too.
+    depends, run: for the record in its manifest. This is written last: until then the stage is not up to date.
     """
-    targets = _targets(stage, folders)
-    for folder in {target.parent for target in targets.values()}:
+    targets, manifest = _targets(stage, folders), folders.manifest(stage)
+    for folder in {target.parent for target in (*targets.values(), manifest)}:
         for leftover in folder.glob(".*.tmp"):  # of a run that was killed while publishing
             leftover.unlink()
-    outputs = {}
+    hashes = {}
     for source, target in targets.items():
         atomic_write(target, source.read_bytes())
-        outputs[target.relative_to(folders.root).as_posix()] = content_hash(target)
-    of_stage = f"{stage.split('_')[0]}_*"  # also what a clone brought along, of which no stamp knows
-    there = (path for part in REPORT_PARTS for path in (folders.reports / part).glob(of_stage))
-    for file in {*earlier, *(path.relative_to(folders.root).as_posix() for path in there)} - outputs.keys():
-        (folders.root / file).unlink(missing_ok=True)
-    return outputs
+        hashes[target.relative_to(folders.root).as_posix()] = content_hash(target)
+    _remove_old(stage, folders, {*earlier} - hashes.keys(), set(targets.values()))
+    _publish_manifest(stage, folders, hashes, depends, run or {})
+
+
+def _remove_old(stage: str, folders: Folders, earlier: set[str], made: set[Path]) -> None:
+    """Remove what only earlier runs of a stage made, also files that came with a clone and that nothing recorded."""
+    of_stage = f"{stage.split('_')[0]}_*"
+    there = [path for part in REPORT_PARTS for path in (folders.reports / part).glob(of_stage)]
+    for path in {*there, *(folders.root / file for file in earlier)} - made - {folders.manifest(stage)}:
+        path.unlink(missing_ok=True)
+
+
+def _publish_manifest(
+    stage: str, folders: Folders, hashes: dict[str, str], depends: Mapping | None, run: Mapping
+) -> None:
+    """Write the manifest: what the notebook wrote, the record with the hashes of all files, and the run."""
+    staged = folders.staging(stage) / "manifest.json"
+    written = json.loads(staged.read_text(encoding="utf-8")) if staged.is_file() else {}
+    written = {"notebook": stage, "artifacts": [], "summary": [], "claims": []} | written
+    checkpoints = (folders.outputs / "checkpoints").relative_to(folders.root).as_posix() + "/"
+    ignored = {file: value for file, value in hashes.items() if file.startswith(checkpoints)}
+    files = {file: value for file, value in hashes.items() if file not in ignored}
+    record = {"depends": depends, "files": files, "checkpoints": ignored}
+    write_manifest(folders.manifest(stage), written, record, run)
 
 
 def published_path(stage: str, file: str, folders: Folders) -> Path:
@@ -84,14 +112,14 @@ def published_path(stage: str, file: str, folders: Folders) -> Path:
     part, _, name = file.partition("/")
     places = {part: folders.reports / part for part in REPORT_PARTS}
     places["checkpoints"] = folders.outputs / "checkpoints" / stage
-    return places[part] / name if name else folders.reports / "manifests" / f"{stage}.json"
+    return places[part] / name if name else folders.manifest(stage)
 
 
 def _targets(stage: str, folders: Folders) -> dict[Path, Path]:
-    """Every file that a stage made -> where it is published."""
+    """Every file that a stage made -> where it is published; its manifest comes last and is not among them."""
     staging = folders.staging(stage)
     made = [path for part in (*REPORT_PARTS, "checkpoints") for path in sorted((staging / part).rglob("*"))]
-    made = [path for path in [*made, staging / "manifest.json"] if path.is_file() and not path.name.startswith(".")]
+    made = [path for path in made if path.is_file() and not path.name.startswith(".")]
     targets = {path: published_path(stage, path.relative_to(staging).as_posix(), folders) for path in made}
     notebook = staging / "notebook.ipynb"
     return targets | ({notebook: folders.outputs / f"{stage}.ipynb"} if notebook.is_file() else {})

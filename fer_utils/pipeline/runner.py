@@ -7,7 +7,6 @@ Exit codes: 0 all good; 1 a stage failed; 2 nothing was started (bad usage, unus
 import argparse
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import shutil
@@ -30,7 +29,7 @@ from fer_utils.pipeline.execution import (
     run_notebook,
     time_limit,
 )
-from fer_utils.pipeline.freshness import content_hash, damaged, read_begun, read_stamp, write_begun, write_stamp
+from fer_utils.pipeline.freshness import read_begun, read_record, write_begun
 from fer_utils.pipeline.notebooks import UsageError, declared_parameters, read_code_cells
 from fer_utils.pipeline.planning import (
     Planned,
@@ -39,29 +38,29 @@ from fer_utils.pipeline.planning import (
     describe_stages,
     duration,
     make_plan,
+    must_run,
     prepare,
-    why_run,
 )
-from fer_utils.pipeline.provenance import code_state, earlier_stages, gather_provenance
+from fer_utils.pipeline.provenance import code_state, gather_provenance, last_run, run_facts
 from fer_utils.pipeline.publish import Folders, check_writable, publish
+from fer_utils.pipeline.published import find_problems, make_report, report_is_up_to_date
 from fer_utils.pipeline.schedule import DONE, FAILED, STOPPED, Outcome, cannot_finish, run_together
 from fer_utils.pipeline.stages import PROFILES, STAGES, Stage
 
-REPORT_FILES = ("summary.csv", "tables/claims.csv", "tables/anchors.csv", "provenance.json", "report.html")
 JOBS = {"cpu": 1, "cuda": 3}  # notebooks at once, by device
 DEADLINE = "FER_DEADLINE"  # environment variable: until when training may go on, in seconds since the epoch
 SECONDS_TO_END = 15  # that a notebook gets to write its checkpoint and to end in order
-PACKAGE = Path(__file__).parents[1]
-REPORT_CODE = ("pipeline/page.py", "report.py", "assets/report.html.j2", "assets/anchors.csv")
 
 
 def main(argv: Sequence[str] | None = None, root: Path = PROJECT_ROOT, stages: tuple[Stage, ...] = STAGES) -> int:
     """Run the stages as the command line asks; returns the exit code."""
     options = parse_options(argv)
-    if options.list:
-        print(describe_stages(stages))
-        return 0
     try:
+        if options.verify or options.report:
+            return handle_published(options, root)
+        if options.list:
+            print(describe_stages(stages))
+            return 0
         lock = contextlib.nullcontext() if options.dry_run else one_at_a_time(root)
         with sigterm_like_ctrl_c(), lock:
             deadline = time.time() + 60 * options.minutes
@@ -115,6 +114,17 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--list", action="store_true", help="list the stages and stop")
     parser.add_argument("--dry-run", action="store_true", help="show what would run, and why, and stop")
+    published = parser.add_mutually_exclusive_group()
+    published.add_argument(
+        "--report",
+        action="store_true",
+        help="build report, README's tables and model card from what is published, and stop; no data needed",
+    )
+    published.add_argument(
+        "--verify",
+        action="store_true",
+        help="check that every file of the report comes from a recorded run, and stop; no data needed",
+    )
     parser.add_argument(
         *("-p", "--parameter"),
         action="append",
@@ -122,7 +132,48 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="set a parameter of the notebooks that declare it; results go to outputs/custom/; may be repeated",
     )
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.given = [name for name, value in vars(options).items() if value != parser.get_default(name)]
+    return options
+
+
+def handle_published(options: argparse.Namespace, root: Path) -> int:
+    """Do what --report or --verify asks, which start no notebook; returns the exit code."""
+    option = "--report" if options.report else "--verify"
+    others = [name for name in options.given if name not in ("report", "verify", "profile")]
+    if others:
+        flag = {"start": "from"}.get(others[0], others[0].replace("_", "-"))
+        raise UsageError(f"{option} only looks at what is published and runs nothing; leave out --{flag}")
+    folders = Folders.of(root, options.profile or "full", custom=False)
+    return rebuild_report(folders) if options.report else verify_published(folders)
+
+
+def rebuild_report(folders: Folders) -> int:
+    """Build the report anew from what is published, and the model card; returns the exit code."""
+    if not folders.manifests():
+        raise UsageError(f"nothing is published in {folders.reports}; run ./run_all.sh first")
+    with one_at_a_time(folders.root):
+        try:
+            make_report(folders, last_run(folders.reports))
+            if folders.reports == PROJECT_ROOT / "reports":
+                from fer_utils.release import renew_card  # imports PyTorch: too slow for all other runs
+
+                renew_card()
+        except (OSError, ValueError) as error:
+            print(f"run_all.sh: the report cannot be built: {error}", file=sys.stderr)
+            return 1
+    print(f"The report is {folders.reports / 'report.html'}")
+    return 0
+
+
+def verify_published(folders: Folders) -> int:
+    """Print which published files do not come from a recorded run; returns the exit code, 0 when there are none."""
+    problems = find_problems(folders)
+    for problem in problems:
+        print(problem)
+    number = len(folders.manifests())
+    print(f"Problems found: {len(problems)}." if problems else f"All files of {number} manifests are as recorded.")
+    return 1 if problems else 0
 
 
 def at_least(least: float, kind: type) -> Callable[[str], float]:
@@ -209,14 +260,14 @@ def run_stages(run: Run, plan: list[Planned], jobs: int, deadline: float) -> int
     if waiting:
         check_kernel()
         look_up_once(run, waiting)
-    provenance = gather_provenance(run.root, run.faces, Path(run.source).name, run.device, run.profile)
     with open_screen(run.folders.work / "run.log") as screen:
         screen.log.write(describe_plan(run, plan, jobs) + "\n")
         ended = run_waiting(run, waiting, jobs, deadline, screen)
         failed = [name for name, outcome in ended.items() if outcome.status == FAILED]
         stopped = [name for name, outcome in ended.items() if outcome.status == STOPPED]
         try:
-            make_report(run.folders, provenance, screen)
+            make_report(run.folders, provenance_of(run, ran=any(outcome.status == DONE for outcome in ended.values())))
+            screen.say(f"The report is {run.folders.reports / 'report.html'}")
         except (OSError, ValueError) as error:
             failed.append("the report")
             screen.say(f"the report cannot be built: {error}")
@@ -225,6 +276,14 @@ def run_stages(run: Run, plan: list[Planned], jobs: int, deadline: float) -> int
         if stopped:
             screen.say(f"Out of time. Left to do: {', '.join(stopped)}; the next ./run_all.sh goes on from here.")
     return 1 if failed else 3 if stopped else 0
+
+
+def provenance_of(run: Run, ran: bool) -> dict[str, object]:
+    """Where the results come from: from this run, or from the last one when this one has made nothing."""
+    earlier = last_run(run.folders.reports)
+    if earlier and not ran:
+        return earlier
+    return gather_provenance(run.root, run.faces, Path(run.source).name, run.device, run.profile)
 
 
 def run_waiting(run: Run, waiting: Sequence[Planned], jobs: int, deadline: float, screen: Screen) -> dict[str, Outcome]:
@@ -278,7 +337,7 @@ def refuse(planned: Planned, ended: Mapping[str, Outcome], deadline: float) -> O
 def attempt(run: Run, planned: Planned, deadline: float, screen: Screen) -> Outcome:
     """Run one stage, if it still has to, until the deadline at the latest; returns how it ended."""
     stage = planned.stage
-    if not why_run(run, stage):
+    if not must_run(run, planned):
         return Outcome(DONE, "is up to date after all: the files it needs came out the same")
     try:
         with time_limit(deadline):
@@ -298,31 +357,22 @@ def attempt_apart(run: Run, planned: Planned, deadline: float, log: Path) -> Out
 
 def run_stage(run: Run, stage: Stage, screen: Screen) -> float:
     """Run one notebook in its staging folder and publish what it made; returns the seconds that took."""
-    staging, depends = run.folders.staging(stage.name), run.depends(stage)
+    staging, depends, started = run.folders.staging(stage.name), run.depends(stage), datetime.now(timezone.utc)
     notebook = run.root / "notebooks" / f"{stage.name}.ipynb"
     if read_code_cells(notebook) != run.cells[stage.name]:
         raise StageFailed("its start: the notebook was changed since this run was planned; run again")
     code = code_state(run.root)
-    prepare_staging(staging, depends)
+    prepare_staging(staging, run.begins(stage))
+    resumed = (staging / "training").is_dir()
     minutes = stage.timeout_minutes or max(10, 10 * stage.minutes[run.profile])
     with measure_memory() as memory, stopwatch(staging / "training" / "seconds") as spent:
         run_notebook(notebook, notebook_of(run, stage), injected(run, stage), round(60 * minutes), screen, screen.log)
     check_gives(stage, staging)
     clean_notebook(notebook_of(run, stage), public_names(run))
-    facts = {
-        "seconds": round(spent(), 1),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": run.device,
-        "profile": run.profile,
-        "parameters": run.parameters[stage.name],
-        "data": depends["data"],
-        **memory,
-        **code,
-    }
+    facts = run_facts(started, run.device, code) | {"seconds": round(spent(), 1), "resumed": resumed, **memory}
     try:
-        earlier = read_stamp(run.folders.stamp(stage.name)) or {"outputs": ()}
-        outputs = publish(stage.name, run.folders, earlier["outputs"])
-        write_stamp(run.folders.stamp(stage.name), depends, outputs, facts)
+        record = read_record(run.folders.manifest(stage.name))
+        publish(stage.name, run.folders, record.all_files() if record else (), depends, facts)
     except OSError as error:
         raise StageFailed(f"its end: what it made cannot be published ({error}); it will run again") from error
     shutil.rmtree(staging)
@@ -400,41 +450,3 @@ def open_screen(path: Path) -> Iterator[Screen]:
             yield Screen(log)
         finally:
             logging.getLogger().removeHandler(handler)
-
-
-def make_report(folders: Folders, provenance: Mapping, screen: Screen) -> None:
-    """Build the report from all that is published, and remember its files, to notice when one is damaged."""
-    stages = published_facts(folders)
-    if not stages:
-        return
-    from fer_utils.pipeline.page import build_report  # imports pandas: too slow for a run with nothing to do
-
-    build_report(folders.reports, {**provenance, "stages": earlier_stages(folders.reports) | stages})
-    made = [path for name in REPORT_FILES if (path := folders.reports / name).is_file()]
-    hashes = {path.relative_to(folders.root).as_posix(): content_hash(path) for path in made}
-    stamp = {"outputs": hashes, "made_from": report_sources(folders)}
-    atomic_write(folders.stamp("report"), json.dumps(stamp, indent=1).encode())
-    screen.say(f"The report is {folders.reports / 'report.html'}")
-
-
-def published_facts(folders: Folders) -> dict[str, dict]:
-    """The facts of the last run of every stage whose published files are intact."""
-    stamps = {path.stem: read_stamp(path) for path in sorted(folders.stamp("*").parent.glob("*.json"))}
-    return {name: s["facts"] for name, s in stamps.items() if s and not damaged(s["outputs"], folders.root)}
-
-
-def report_sources(folders: Folders) -> dict[str, str | None]:
-    """Hashes of what the report is made from: what notebooks and benchmarks published, and the code that shows it."""
-    stamps = (path for path in folders.stamp("*").parent.glob("*.json") if path != folders.stamp("report"))
-    published = [*stamps, *(folders.reports / "manifests").glob("*.json")]
-    files = [*(path.relative_to(folders.root) for path in published), *(PACKAGE / name for name in REPORT_CODE)]
-    return {path.as_posix(): content_hash(folders.root / path) for path in sorted(files)}
-
-
-def report_is_up_to_date(folders: Folders) -> bool:
-    """Whether the files that build_report wrote are there, unchanged, and made from what is published now."""
-    try:
-        stamp = json.loads(folders.stamp("report").read_text(encoding="utf-8"))
-        return stamp["made_from"] == report_sources(folders) and not damaged(stamp["outputs"], folders.root)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
