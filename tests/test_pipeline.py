@@ -478,6 +478,15 @@ def test_plan_follows_the_options(finished: Project, capsys: pytest.CaptureFixtu
         assert plan_of(finished, capsys, *same_profile, "--force") == {"01_count": "forced", "02_train": "forced"}
 
 
+def test_what_a_gpu_published_stands_where_there_is_none(finished: Project, capsys: pytest.CaptureFixture) -> None:
+    assert finished.run("--profile", "full") == 0
+    assert plan_of(finished, capsys) == {"01_count": UP, "02_train": UP}
+    assert plan_of(finished, capsys, "--profile", "cpu")["02_train"] == "profile full -> cpu; parameter epochs 9 -> 2"
+    append_to_code("02_train", 1, "\nnew = 3")(finished)
+    reasons = "profile full -> cpu; parameter epochs 9 -> 2; code cell 1 changed"
+    assert plan_of(finished, capsys) == {"01_count": UP, "02_train": reasons}
+
+
 def test_damaged_output_is_made_again_and_only_that(finished: Project, capsys: pytest.CaptureFixture) -> None:
     before = finished.published()
     (finished.root / "reports/tables/01_count.csv").write_text("edited")

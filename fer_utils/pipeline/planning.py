@@ -51,15 +51,19 @@ class Run:
     profile: str
     device: str
     force: bool
+    stands: tuple[str, ...] = ()  # other profiles whose published results need not be replaced by this run's
 
-    def depends(self, stage: Stage) -> dict:
-        """What the stage's result depends on, as things are now."""
+    def depends(self, stage: Stage, profile: str | None = None) -> dict:
+        """What the stage's result depends on, as things are now; in another profile, if one is given."""
+        parameters = self.parameters[stage.name]
+        if profile and profile != self.profile:
+            parameters = stage_parameters(stage, profile, declared_parameters(self.cells[stage.name]))
         return dependencies(
             cells=self.cells[stage.name],
-            parameters=self.parameters[stage.name],
+            parameters=parameters,
             package=self.root / "fer_utils",
             data=self.data_of(stage),
-            profile=self.profile,
+            profile=profile or self.profile,
             inputs=self._input_hashes(stage),
         )
 
@@ -129,6 +133,7 @@ def prepare(options: argparse.Namespace, root: Path, stages: tuple[Stage, ...]) 
         profile=profile,
         device=device,
         force=options.force,
+        stands=() if options.profile or options.parameter else standing_profiles(profile),
     )
 
 
@@ -196,6 +201,11 @@ def choose_profile(asked: str | None, path: Path | None, device: str) -> str:
     if asked or path is None:
         return asked or "sample"
     return "full" if device == "cuda" else "cpu"
+
+
+def standing_profiles(profile: str) -> tuple[str, ...]:
+    """Whose results stand when a profile was not asked for but chosen: what a GPU published, where there is none."""
+    return ("full",) if profile == "cpu" else ()
 
 
 def stage_parameters(stage: Stage, profile: str, declared: Mapping[str, object]) -> dict[str, object]:
@@ -306,8 +316,10 @@ def why_run(run: Run, stage: Stage) -> list[str]:
 
 
 def _why_stale(run: Run, stage: Stage, record: Record) -> list[str]:
+    profile = record.depends["profile"]
+    as_recorded = profile in run.stands and not differences(record.depends, run.depends(stage, profile))
     return (
-        differences(record.depends, run.depends(stage))
+        ([] if as_recorded else differences(record.depends, run.depends(stage)))
         or damaged(record.files, run.root)
         or damaged_checkpoints(record.checkpoints, run.root)
     )
