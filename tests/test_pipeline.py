@@ -24,7 +24,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from fer_utils.data import FER2013, DataError
+from fer_utils.data import FER2013, PROJECT_ROOT, DataError
 from fer_utils.pipeline import execution, freshness, planning, publish, runner
 from fer_utils.pipeline.notebooks import CodeCell, UsageError, assign_overrides, check_value, declared_parameters, typed
 from fer_utils.pipeline.provenance import code_state
@@ -306,9 +306,8 @@ def test_published_notebooks_leave_out_the_middle_of_long_outputs() -> None:
 
 def test_commit_is_dirty_by_code_not_by_reports_or_tests(tmp_path: Path) -> None:
     assert code_state(tmp_path) == {"commit": None, "dirty": None}
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "begin"]):
-        subprocess.run([*git, *command], check=True)
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "begin")
     for file in ("reports/summary.csv", "tests/test_report.py"):
         (tmp_path / file).parent.mkdir()
         (tmp_path / file).touch()
@@ -317,6 +316,58 @@ def test_commit_is_dirty_by_code_not_by_reports_or_tests(tmp_path: Path) -> None
     assert state["dirty"] is False
     (tmp_path / "train.py").touch()
     assert code_state(tmp_path)["dirty"] is True
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def committed(tmp_path: Path) -> Path:
+    """A git checkout, two commits long, with this project's way to name the commit in an archive."""
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    for name in (".git_archival.txt", ".gitattributes"):
+        shutil.copy(PROJECT_ROOT / name, origin)
+    git(origin, "init", "-q")
+    git(origin, "add", "-A")
+    git(origin, "commit", "-qm", "begin")
+    (origin / "train.py").write_text("x = 1\n")
+    git(origin, "add", "-A")
+    git(origin, "commit", "-qm", "train")
+    return origin
+
+
+@pytest.mark.parametrize("inside_another", [False, True])
+def test_archive_knows_its_commit(committed: Path, tmp_path: Path, inside_another: bool) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    if inside_another:  # a checkout of something else around it
+        git(tmp_path, "init", "-q")
+        git(tmp_path, "commit", "-q", "--allow-empty", "-m", "other")
+    git(committed, "archive", "-o", str(tmp_path / "copy.zip"), "HEAD")
+    shutil.unpack_archive(tmp_path / "copy.zip", copy)
+    assert code_state(copy) == {"commit": git(committed, "rev-parse", "HEAD"), "dirty": None}
+
+
+def test_copy_of_the_files_does_not_know_its_commit(committed: Path, tmp_path: Path) -> None:
+    shutil.copytree(committed, tmp_path / "copy", ignore=shutil.ignore_patterns(".git"))
+    assert "$Format:%H$" in (tmp_path / "copy/.git_archival.txt").read_text()
+    assert code_state(tmp_path / "copy") == {"commit": None, "dirty": None}
+    (tmp_path / "copy/.git_archival.txt").unlink()
+    assert code_state(tmp_path / "copy") == {"commit": None, "dirty": None}
+
+
+@pytest.mark.parametrize("kind", [("--depth", "1"), ("--filter", "blob:none")])
+def test_shallow_or_partial_clone_knows_its_commit(committed: Path, tmp_path: Path, kind: tuple[str, str]) -> None:
+    git(committed, "config", "uploadpack.allowFilter", "true")
+    git(tmp_path, "clone", "-q", *kind, committed.as_uri(), "copy")
+    shutil.move(committed, tmp_path / "unreachable")  # nothing more can be fetched
+    state = {"commit": git(tmp_path / "unreachable", "rev-parse", "HEAD")}
+    assert code_state(tmp_path / "copy") == state | {"dirty": False}
+    git(tmp_path / "copy", "mv", "train.py", "fit.py")
+    assert code_state(tmp_path / "copy") == state | {"dirty": True}
 
 
 # --- What has to run again, and what has not --------------------------------------------------------------------------

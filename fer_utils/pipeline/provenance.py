@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -15,6 +16,7 @@ PACKAGES = (
     *("torch", "torchvision", "numpy", "pandas", "scikit-learn", "opencv-contrib-python", "mediapipe"),
     *("matplotlib", "papermill", "ipykernel", "fvcore", "scipy", "grad-cam"),
 )
+NO_CODE = ("reports", "outputs", "README.md", "tests")  # what may differ from the commit without making it dirty
 
 
 def gather_provenance(root: Path, faces: FER2013, source: str, device: str, profile: str) -> dict[str, object]:
@@ -56,13 +58,26 @@ def last_run(reports: Path) -> dict:
 
 
 def code_state(root: Path) -> dict[str, object]:
-    """commit, and whether the code differs from it (dirty); both None outside a git checkout.
+    """commit, and whether the code differs from it (dirty); None where this cannot be known.
 
-    A run rewrites reports and executed notebooks itself, and tests decide no result, so these do not count.
+    A copy without git history, such as a downloaded zip, knows its commit but not whether it was changed. A run
+    rewrites reports and executed notebooks itself, and tests decide no result, so these do not count.
     """
+    if not (root / ".git").exists() and (commit := archived_commit(root)):
+        return {"commit": commit, "dirty": None}
     commit = _git(root, "rev-parse", "HEAD")
-    changed = _git(root, "status", "--porcelain", "--", ".", ":!reports", ":!outputs", ":!README.md", ":!tests")
+    changed = _git(root, "status", "--porcelain", "--no-renames", "--", ".", *(f":!{path}" for path in NO_CODE))
     return {"commit": commit or None, "dirty": None if changed is None else bool(changed)}
+
+
+def archived_commit(root: Path) -> str | None:
+    """The commit that `git archive` has written into .git_archival.txt; None where it has not."""
+    try:
+        text = (root / ".git_archival.txt").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    found = re.search(r"^node: ([0-9a-f]{40,64})$", text, re.MULTILINE)
+    return found[1] if found else None
 
 
 def package_versions() -> dict[str, str]:
@@ -82,9 +97,10 @@ def device_name(device: str) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What a git command prints; None when there is no git or no checkout."""
+    """What a git command prints; None when there is no git or no checkout. It takes no lock and needs no history."""
+    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
