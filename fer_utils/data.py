@@ -76,19 +76,22 @@ def published(inputs: str | Path, stage: str, file: str) -> Path:
     """Find what the notebook `stage` left for later ones in its folder checkpoints/, such as weights.
 
     inputs: as every notebook gets it. It may be the folder of a run by hand, or the published reports: reports/, with
-    the checkpoints in outputs/, or outputs/sample/reports, with those in outputs/sample/. What is in none of these
-    places is looked for in outputs/my_run, then among the compact networks that ship with the project, in models/. If
-    it is not there either, the path is where it should have been.
+    the checkpoints in outputs/, or outputs/sample/reports, with those in outputs/sample/. Small files that git keeps,
+    such as landmarks.npz, are in the folder derived/ of the reports. What is in none of these places is looked for in
+    outputs/my_run, then among the compact networks that ship with the project, in models/. If it is not there either,
+    the path is where it should have been.
     """
     inputs = project_path(inputs)
+    expected = inputs.parent / "outputs" / "checkpoints" / stage
     places = [
-        inputs.parent / "outputs" / "checkpoints" / stage,
+        inputs / "derived",
+        expected,
         inputs / "checkpoints",
         inputs.parent / "checkpoints" / stage,
         PROJECT_ROOT / "outputs" / "my_run" / "checkpoints",
     ]
     paths = [*(place / file for place in places), PROJECT_ROOT / "models" / f"{Path(file).stem}.safetensors"]
-    return next((path for path in paths if path.is_file()), paths[0])
+    return next((path for path in paths if path.is_file()), expected / file)
 
 
 # --- Find -------------------------------------------------------------------------------------------------------------

@@ -276,6 +276,11 @@ def test_published_files_are_found_where_each_kind_of_run_leaves_them(tmp_path, 
         assert published(inputs, "02_labels", "landmarks.npz") == tmp_path / file
     (tmp_path / places["reports"]).unlink()
     assert published("reports", "02_labels", "landmarks.npz") == by_hand
+    for inputs in ("reports", "outputs/sample/reports"):
+        comes_along = tmp_path / inputs / "derived" / "landmarks.npz"  # goes before what an older version left
+        comes_along.parent.mkdir(parents=True)
+        comes_along.touch()
+        assert published(inputs, "02_labels", "landmarks.npz") == comes_along
 
 
 def test_points_are_drawn_where_they_are(sample):

@@ -652,6 +652,38 @@ def test_manifest_records_the_run(first_run: tuple[Path, str]) -> None:
     assert {"commit", "dirty", "device", "device_name", "seconds", "peak_memory_mb"} <= set(record.run)
 
 
+def test_small_derived_file_comes_with_the_clone(finished: Project, capsys: pytest.CaptureFixture) -> None:
+    read = Stage("03_look", ("tables/03_look.csv",), MINUTES, needs={"02_train": ("checkpoints/landmarks.npz",)})
+    finished.stages = (*STAGES, read)
+    finished.write_notebook(
+        "02_train",
+        cell(TRAIN + "write('checkpoints/landmarks.npz', 'points')"),
+        parameters="epochs = 1\nlr = 0.1\nseeds = [0]",
+    )
+    look = "from fer_utils.data import published\npath = published(inputs, '02_train', 'landmarks.npz')"
+    finished.write_notebook("03_look", cell(f"{BEGIN}\n{look}\nwrite('tables/03_look.csv', path.read_text())"))
+    assert finished.run("--only", "01,02") == 0
+    assert finished.published()["reports/derived/landmarks.npz"] == "points"
+    shutil.rmtree(finished.root / "outputs/checkpoints")
+    with patch.dict(os.environ, PYTHONPATH=str(PROJECT_ROOT)):
+        assert finished.run("--only", "03") == 0
+    assert finished.published()["reports/tables/03_look.csv"] == "points"
+    assert set(plan_of(finished, capsys).values()) == {UP}
+    assert finished.main("--verify") == 0
+    (finished.root / "reports/derived/landmarks.npz").unlink()
+    assert plan_of(finished, capsys)["02_train"] == "reports/derived/landmarks.npz is missing"
+    assert finished.run("--only", "03") == 2
+    assert "03_look needs reports/derived/landmarks.npz of 02_train, which is missing" in capsys.readouterr().err
+
+
+def test_derived_file_that_is_too_large_for_git(finished: Project, capsys: pytest.CaptureFixture) -> None:
+    before = finished.published()
+    finished.write_notebook("01_count", cell(COUNT), cell("write('checkpoints/landmarks.npz', 'x' * 2_100_000)"))
+    assert finished.run("--only", "01") == 1
+    assert "01_count FAILED at its end: landmarks.npz has 2.1 MB, and git keeps up to 2 MB" in capsys.readouterr().out
+    assert finished.published() == before
+
+
 # --- Checked and built without running anything -----------------------------------------------------------------------
 
 

@@ -13,6 +13,10 @@ from fer_utils.pipeline.notebooks import UsageError
 
 FREE_GIGABYTES = 4.0  # notebook 05 keeps about 2.5 GB of checkpoints while it trains in profile cpu
 REPORT_PARTS = ("tables", "figures", "predictions")
+DERIVED = (
+    "landmarks.npz",
+)  # checkpoints so small that git keeps them, for notebooks that a clone runs: see `published`
+DERIVED_MEGABYTES = 2.0  # none may be larger
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Folders:
     root: Path
     work: Path  # unfinished stages and the log
     outputs: Path  # executed notebooks and checkpoints
-    reports: Path  # tables, figures, predictions, manifests and the report
+    reports: Path  # tables, figures, predictions, small derived inputs, manifests and the report
 
     @classmethod
     def of(cls, root: Path, profile: str, custom: bool) -> "Folders":
@@ -53,7 +57,7 @@ class Folders:
 
 def check_writable(folders: Folders) -> None:
     """UsageError when a folder of the run cannot be written, or when the disk is nearly full."""
-    targets = [folders.reports / part for part in (*REPORT_PARTS, "manifests")]
+    targets = [folders.reports / part for part in (*REPORT_PARTS, "derived", "manifests")]
     for folder in (folders.work, folders.outputs, folders.reports, *targets):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +114,8 @@ def _publish_manifest(
 def published_path(stage: str, file: str, folders: Folders) -> Path:
     """Where a file is published that a stage wrote, named relative to its folder `out`."""
     part, _, name = file.partition("/")
+    if part == "checkpoints" and name in DERIVED:
+        return folders.reports / "derived" / name
     places = {part: folders.reports / part for part in REPORT_PARTS}
     places["checkpoints"] = folders.outputs / "checkpoints" / stage
     return places[part] / name if name else folders.manifest(stage)

@@ -42,7 +42,7 @@ from fer_utils.pipeline.planning import (
     prepare,
 )
 from fer_utils.pipeline.provenance import code_state, gather_provenance, last_run, run_facts
-from fer_utils.pipeline.publish import Folders, check_writable, publish
+from fer_utils.pipeline.publish import DERIVED, DERIVED_MEGABYTES, Folders, check_writable, publish
 from fer_utils.pipeline.published import find_problems, make_report, report_is_up_to_date
 from fer_utils.pipeline.schedule import DONE, FAILED, STOPPED, Outcome, cannot_finish, run_together
 from fer_utils.pipeline.stages import PROFILES, STAGES, Stage
@@ -368,6 +368,7 @@ def run_stage(run: Run, stage: Stage, screen: Screen) -> float:
     with measure_memory() as memory, stopwatch(staging / "training" / "seconds") as spent:
         run_notebook(notebook, notebook_of(run, stage), injected(run, stage), round(60 * minutes), screen, screen.log)
     check_gives(stage, staging)
+    check_derived(staging)
     clean_notebook(notebook_of(run, stage), public_names(run))
     facts = run_facts(started, run.device, code) | {"seconds": round(spent(), 1), "resumed": resumed, **memory}
     try:
@@ -416,6 +417,14 @@ def check_gives(stage: Stage, staging: Path) -> None:
     for give in stage.gives:
         if not (staging / give).is_file() or not (staging / give).stat().st_size:
             raise StageFailed(f"its end: it did not write {give}")
+
+
+def check_derived(staging: Path) -> None:
+    """StageFailed when a file that git shall keep is too large for it."""
+    for path in (staging / "checkpoints" / name for name in DERIVED):
+        size = path.stat().st_size / 1e6 if path.is_file() else 0
+        if size > DERIVED_MEGABYTES:
+            raise StageFailed(f"its end: {path.name} has {size:.1f} MB, and git keeps up to {DERIVED_MEGABYTES:g} MB")
 
 
 def notebook_of(run: Run, stage: Stage) -> Path:
