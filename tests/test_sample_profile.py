@@ -12,7 +12,7 @@ import pytest
 
 from fer_utils.data import EMOTIONS, PROJECT_ROOT, load_sample
 from fer_utils.pipeline.planning import needed_files
-from fer_utils.pipeline.publish import Folders
+from fer_utils.pipeline.publish import Folders, published_path
 from fer_utils.pipeline.stages import STAGES
 from fer_utils.predict import load_predictions
 
@@ -52,10 +52,10 @@ def test_second_run_has_nothing_to_do(tmp_path):
 
 
 def test_every_declared_file_is_published():
+    folders = Folders.of(PROJECT_ROOT, "sample", custom=False)
     for stage in STAGES:
         for give in stage.gives:
-            checkpoint = OUTPUTS / "checkpoints" / stage.name / give.removeprefix("checkpoints/")
-            assert (checkpoint if give.startswith("checkpoints/") else REPORTS / give).stat().st_size > 0
+            assert published_path(stage.name, give, folders).stat().st_size > 0
         assert (REPORTS / "manifests" / f"{stage.name}.json").is_file()
 
 

@@ -13,9 +13,7 @@ from fer_utils.pipeline.notebooks import UsageError
 
 FREE_GIGABYTES = 4.0  # notebook 05 keeps about 2.5 GB of checkpoints while it trains in profile cpu
 REPORT_PARTS = ("tables", "figures", "predictions")
-DERIVED = (
-    "landmarks.npz",
-)  # checkpoints so small that git keeps them, for notebooks that a clone runs: see `published`
+DERIVED = ("landmarks.npz",)  # checkpoints so small that git keeps them, so that a clone has them
 DERIVED_MEGABYTES = 2.0  # none may be larger
 
 
