@@ -17,6 +17,7 @@ from test_pipeline import BEGIN, Project, cell, is_gone, make_project, wait_for
 
 from fer_utils.pipeline import planning, runner, schedule
 from fer_utils.pipeline.planning import Planned
+from fer_utils.pipeline.publish import Folders, publish, remove_leftovers
 from fer_utils.pipeline.schedule import DONE, FAILED, Board, Outcome, last_line, run_together
 from fer_utils.pipeline.stages import Stage
 from fer_utils.train import OutOfTime, Run, TrainConfig, fit, fit_all, set_seed
@@ -226,6 +227,17 @@ def test_two_jobs_with_one_that_fails(project, capsys):
     said = capsys.readouterr().out
     assert "01_a FAILED at code cell 2" in said and "03_c is skipped: it needs 01_a" in said
     assert "FAILED or skipped: 01_a, 03_c." in said and "reports/tables/02_b.csv" in project.published()
+
+
+def test_a_stage_that_publishes_leaves_alone_what_another_is_writing(tmp_path):
+    folders = Folders(tmp_path, tmp_path / "work", tmp_path / "outputs", tmp_path / "reports")
+    for file in (folders.staging("01_a") / "tables/01_a.csv", half := folders.reports / "tables/.02_b.csv.7.tmp"):
+        file.parent.mkdir(parents=True)
+        file.write_text("x")
+    publish("01_a", folders, earlier=())
+    assert half.exists() and (folders.reports / "tables/01_a.csv").exists()
+    remove_leftovers(folders)  # when a run begins
+    assert not half.exists() and (folders.reports / "tables/01_a.csv").exists()
 
 
 TRAINS = """

@@ -67,6 +67,14 @@ def check_writable(folders: Folders) -> None:
         raise UsageError(f"only {free:.1f} GB are free at {folders.root}; make room, a run needs {FREE_GIGABYTES:g} GB")
 
 
+def remove_leftovers(folders: Folders) -> None:
+    """Remove half-written files of a run that was killed while publishing; only while no stage publishes."""
+    parts = (folders.reports / part for part in (*REPORT_PARTS, "derived", "manifests"))
+    for folder in (folders.outputs, folders.reports, *parts, *(folders.outputs / "checkpoints").glob("*")):
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink()
+
+
 def publish(
     stage: str, folders: Folders, earlier: Iterable[str], depends: Mapping | None = None, run: Mapping | None = None
 ) -> None:
@@ -75,11 +83,7 @@ def publish(
     earlier: the files of its earlier run, relative to the root; what bears the stage's number in `reports` goes, too.
     depends, run: for the record in its manifest. This is written last: until then the stage is not up to date.
     """
-    targets, manifest = _targets(stage, folders), folders.manifest(stage)
-    for folder in {target.parent for target in (*targets.values(), manifest)}:
-        for leftover in folder.glob(".*.tmp"):  # of a run that was killed while publishing
-            leftover.unlink()
-    hashes = {}
+    targets, hashes = _targets(stage, folders), {}
     for source, target in targets.items():
         atomic_write(target, source.read_bytes())
         hashes[target.relative_to(folders.root).as_posix()] = content_hash(target)

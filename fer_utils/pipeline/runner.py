@@ -42,7 +42,7 @@ from fer_utils.pipeline.planning import (
     prepare,
 )
 from fer_utils.pipeline.provenance import code_state, gather_provenance, last_run, run_facts
-from fer_utils.pipeline.publish import DERIVED, DERIVED_MEGABYTES, Folders, check_writable, publish
+from fer_utils.pipeline.publish import DERIVED, DERIVED_MEGABYTES, Folders, check_writable, publish, remove_leftovers
 from fer_utils.pipeline.published import find_problems, make_report, report_is_up_to_date
 from fer_utils.pipeline.schedule import DONE, FAILED, STOPPED, Outcome, cannot_finish, run_together
 from fer_utils.pipeline.stages import PROFILES, STAGES, Stage
@@ -257,6 +257,7 @@ def run_stages(run: Run, plan: list[Planned], jobs: int, deadline: float) -> int
     if not waiting and report_is_up_to_date(run.folders):
         return 0
     check_writable(run.folders)
+    remove_leftovers(run.folders)
     if waiting:
         check_kernel()
         look_up_once(run, waiting)
