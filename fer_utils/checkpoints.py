@@ -119,6 +119,11 @@ def write_checkpoint(state: dict, path: Path) -> None:
     os.replace(fresh, path)
 
 
+def drop_previous(path: Path) -> None:
+    """Remove the state before the newest one, once training is complete: checkpoints are large."""
+    _previous(path).unlink(missing_ok=True)
+
+
 def read_checkpoint(path: Path) -> dict | None:
     """The newest readable checkpoint: `path`, else the one saved before it; None when there is neither."""
     existing = [candidate for candidate in (path, _previous(path)) if candidate.exists()]

@@ -20,7 +20,14 @@ import torch
 from torch import nn
 
 from fer_utils import cluster
-from fer_utils.checkpoints import TrainingError, read_checkpoint, require_same, signature, write_checkpoint
+from fer_utils.checkpoints import (
+    TrainingError,
+    drop_previous,
+    read_checkpoint,
+    require_same,
+    signature,
+    write_checkpoint,
+)
 from fer_utils.config import TrainConfig
 from fer_utils.optim import build_optimizer, learning_rate, lr_factor
 from fer_utils.predict import outputs_on_device
@@ -257,12 +264,6 @@ def seed_runs(
     return runs
 
 
-def fit_seeds(build, train, val, config, seeds, device="cpu", checkpoint=None, task=None):
-    """Train the runs of seed_runs; returns the model and the result of each seed."""
-    runs = seed_runs(build, train, val, config, seeds, checkpoint, task)
-    return [(run.model, result) for run, result in zip(runs, fit_all(runs, device), strict=True)]
-
-
 def _classification(config: TrainConfig, labels: np.ndarray, device: torch.device) -> Task:
     """The task that a config describes; class weights come from the training labels."""
     weights = balanced_weights(np.asarray(labels)).to(device) if config.class_weights == "balanced" else None
@@ -341,6 +342,8 @@ class _Training:
                 break
             started, seconds = time.time(), time.time() - started
         self._save_if_due(at_end=True)
+        if self.run.checkpoint and self.finished():
+            drop_previous(self.run.checkpoint)
         self.model.load_state_dict(self.best_weights)
         yield FitResult(pd.DataFrame(self.history), self.precision, self.task)
 

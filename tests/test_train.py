@@ -142,6 +142,14 @@ def test_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
     assert "run.pt cannot be read" in printed and "resumed after epoch 1 " in printed
 
 
+def test_the_state_before_the_newest_is_dropped_when_training_is_complete(tmp_path):
+    path = tmp_path / "run.pt"
+    fit(new_model(), TRAIN, VAL, CONFIG, checkpoint=path, on_epoch=lambda row: row["epoch"] == 2)
+    assert (tmp_path / "run.previous").exists()
+    fit(new_model(), TRAIN, VAL, CONFIG, checkpoint=path)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "run.pt"
