@@ -111,7 +111,7 @@ class Run:
     (bit for bit on the same CPU). It is written after every epoch, on a GPU at most every SAVE_SECONDS and at the end.
     task: what is learned; None: to classify, with the loss that config describes.
     on_epoch: called with each new row of the history; training ends early when it returns True.
-    name: how the lines of progress call it, where there are several.
+    name: stands before its lines of progress.
     """
 
     model: nn.Module
@@ -167,7 +167,7 @@ def fit_all(runs: Sequence[Run], device: torch.device | str = "cpu", at_once: in
         while waiting or active:
             if waiting and room.for_one_more(len(active), len(ended)):
                 position, run = waiting.popleft()
-                active[position] = _Training(run, device, arrays, prefix=f"{run.name}: " if len(runs) > 1 else "")
+                active[position] = _Training(run, device, arrays, prefix=f"{run.name}: " if run.name else "")
             for position, training in list(active.items()):
                 outcome = _advance(training, len(active))
                 if outcome is not None:
