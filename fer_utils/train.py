@@ -48,16 +48,15 @@ class OutOfTime(TrainingError):
 
 @dataclass
 class FitResult:
-    """What training gave. The model itself holds the weights of the best epoch on val.
+    """What training gave. The model of the run itself holds the weights of its best epoch on val.
 
-    history: one row per epoch (epoch, lr, train_loss, train_accuracy, val_loss, val_accuracy, seconds), with the
-    measure of the task in the place of "accuracy"; the training columns are measured while learning, with augmentation
-    and dropout on; both losses include label smoothing. precision: the one that was used. task: what was learned.
+    The training columns of the history are measured while learning, with augmentation and dropout on; both losses
+    include label smoothing. For other tasks, their metric stands in the place of "accuracy".
     """
 
-    history: pd.DataFrame
-    precision: str
-    task: Task
+    history: pd.DataFrame  # a row per epoch: epoch, lr, train_loss, train_accuracy, val_loss, val_accuracy, seconds
+    precision: str  # "fp32" or "bf16": what was used
+    task: Task  # what was learned
 
     @property
     def best_epoch(self) -> int:
@@ -104,24 +103,21 @@ def device_name(device: torch.device) -> str:
 class Run:
     """One training run: a network, what it learns from, and how. `fit_all` takes several.
 
-    model: is trained in place, and ends with the weights of its best epoch on val.
-    train, val: (images (N,48,48) or (N,3,H,W) uint8, targets (N,...)): labels (N,) int64, or what else the task asks
-    for, such as shares of the classes (N,7) float32. Runs that are given the same arrays share them on the device.
-    checkpoint: file to save to and to resume from; a resumed run ends with the same weights as an uninterrupted one
-    (bit for bit on the same CPU). It is written after every epoch, on a GPU at most every SAVE_SECONDS and at the end.
-    task: what is learned; None: to classify, with the loss that config describes.
-    on_epoch: called with each new row of the history; training ends early when it returns True.
-    name: stands before its lines of progress.
+    A set of data is images (N,48,48) or (N,3,H,W) uint8, and targets (N,...): labels (N,) int64, or what else the task
+    asks for, such as shares of the classes (N,7) float32. Runs that are given the same arrays share them on the device.
+
+    A run that resumes from its checkpoint ends with the same weights as an uninterrupted one, bit for bit on the same
+    CPU. Checkpoints are written after every epoch, on a GPU at most every SAVE_SECONDS and at the end.
     """
 
-    model: nn.Module
+    model: nn.Module  # is trained in place, and ends with the weights of its best epoch on val
     train: tuple[np.ndarray, np.ndarray]
     val: tuple[np.ndarray, np.ndarray]
     config: TrainConfig
-    checkpoint: Path | None = None
-    task: Task | None = None
-    on_epoch: Callable[[dict], bool | None] | None = None
-    name: str = ""
+    checkpoint: Path | None = None  # file to save to, and to resume from
+    task: Task | None = None  # what is learned; None: to classify, with the loss that config describes
+    on_epoch: Callable[[dict], bool | None] | None = None  # called with each row of the history; True ends training
+    name: str = ""  # stands before its lines of progress
 
 
 def fit(
