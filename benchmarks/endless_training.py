@@ -21,7 +21,7 @@ from fer_utils.tasks import classification
 from fer_utils.train import choose_precision, set_seed
 
 
-def record(stream: CpuStream | CudaStream, step: TrainingStep, device: torch.device) -> tuple[Callable, float]:
+def capture(stream: CpuStream | CudaStream, step: TrainingStep, device: torch.device) -> tuple[Callable, float]:
     """A step (or something like it) captured by the engine, and the seconds that took with its warm-up.
 
     Raises RuntimeError where the engine could not capture it and fell back to the step itself.
@@ -29,7 +29,7 @@ def record(stream: CpuStream | CudaStream, step: TrainingStep, device: torch.dev
     printed = io.StringIO()
     start = now(device.type)
     with stream.active(), contextlib.redirect_stdout(printed):
-        call = stream.record(step)
+        call = stream.capture(step)
     if call is step and printed.getvalue():
         raise RuntimeError(printed.getvalue().strip())
     return call, now(device.type) - start
@@ -64,10 +64,10 @@ class TrainingRun:
             )
             self.step.begin_epoch(0)
 
-    def record(self) -> None:
+    def capture(self) -> None:
         """Capture the step."""
         self.rewind()
-        self.replay, self.capture_seconds = record(self.stream, self.step, self.device)
+        self.replay, self.capture_seconds = capture(self.stream, self.step, self.device)
 
     def rewind(self) -> None:
         """Go back to the first batch of the epoch."""
@@ -125,7 +125,7 @@ class Group:
         runs = [self.run(number) for number in range(count)]
         for run in runs:
             if run.replay is None:
-                run.record()
+                run.capture()
         return runs
 
     def close(self) -> None:

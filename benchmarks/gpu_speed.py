@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from endless_training import Group, InputSide, TrainingRun, record, seconds_in_threads
+from endless_training import Group, InputSide, TrainingRun, capture, seconds_in_threads
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -329,7 +329,7 @@ def measure_shares(bench: Bench, network: Network) -> Iterator[dict]:
     (run,) = bench.group(network).captured(1)
     run.rewind()  # the first batch is made again and again
     with contextlib.closing(open_stream(bench.device)) as stream:
-        make_batch, _ = record(stream, InputSide(run.step), bench.device)
+        make_batch, _ = capture(stream, InputSide(run.step), bench.device)
         with stream.active():
             seconds = bench.steady_seconds(make_batch, bench.pace.brief)
     yield {"augmentation, %": 100 * seconds * speed / run.step.batch_size}

@@ -175,7 +175,7 @@ def move_points(points: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
     """
     turn, shift = affine[:, :, :2], affine[:, None, :, 2]
     (a, b), (c, d) = turn.permute(1, 2, 0)  # four times (N,)
-    # By hand, because torch's inverse calls libraries that need not allow a step to be recorded as a CUDA graph.
+    # By hand, because torch's inverse calls libraries that need not allow a step to be captured as a CUDA graph.
     back = torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / (a * d - b * c).view(-1, 1, 1)
     moved = ((2 * points - 1 - shift) @ back.mT + 1) / 2  # warp measures from -1 to 1
     mirrored = turn[:, 0, 0] * turn[:, 1, 1] < turn[:, 0, 1] * turn[:, 1, 0]

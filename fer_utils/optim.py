@@ -33,7 +33,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     ]
     if config.optimizer == "adamw":
         on_gpu = any(parameter.is_cuda for parameter in model.parameters())
-        return torch.optim.AdamW(groups, lr=config.lr, fused=True, capturable=on_gpu)  # it may be recorded as a graph
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True, capturable=on_gpu)  # the step may be captured
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 

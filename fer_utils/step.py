@@ -2,7 +2,7 @@
 
 A GPU computes much faster than Python can tell it what to do: what counts is that nothing has to be told, or asked,
 between two steps. So all that differs from step to step (which images, which learning rate) lies in tables on the
-device, made once an epoch, and losses are added up there. Such a step can be recorded once and replayed (streams.py).
+device, made once an epoch, and losses are added up there. Such a step can be captured once and replayed (streams.py).
 """
 
 from collections.abc import Sequence
@@ -139,7 +139,7 @@ def train_step(
 
     clip: largest norm of the gradient; 0: no limit.
     """
-    # A cache of converted weights must not outlive the recording of a step, and each weight is used only once anyway.
+    # A cache of converted weights must not outlive the capture of a step, and each weight is used only once anyway.
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
         outputs = model(inputs.contiguous(memory_format=torch.channels_last)).float()
     loss = loss_of(outputs, targets)

@@ -1,8 +1,8 @@
-"""Where the work of a training run goes: to the CPU, done at once, or into a GPU's queue, recorded once and replayed.
+"""Where the work of a training run goes: to the CPU, done at once, or into a GPU's queue, captured once and replayed.
 
-Launching a kernel from Python takes longer than many kernels run. A CUDA graph is a recording of all kernels of a step:
-replaying it is one launch. And several small networks do not fill a GPU one after another, but side by side: so every
-run has a stream, a queue of its own.
+Launching a kernel from Python takes longer than many kernels run. A CUDA graph holds all kernels of a step, and
+replaying it is one launch. One small network does not fill a GPU, but several side by side do: so every run has a
+stream, a queue of its own.
 """
 
 import contextlib
@@ -16,34 +16,34 @@ from fer_utils.step import TrainingStep
 
 
 class CpuStream:
-    """Work on a CPU is done when the call returns: nothing to record, nothing to wait for."""
+    """Work on a CPU is done when the call returns: nothing to capture, nothing to wait for."""
 
     def active(self) -> contextlib.AbstractContextManager:
         """Within it, work goes to this stream."""
         return contextlib.nullcontext()
 
-    def mark(self) -> float:
+    def record_event(self) -> float:
         """A point between two pieces of work."""
         return time.perf_counter()
 
-    def reached(self, mark: float) -> bool:
-        """Whether all work before the mark is done."""
+    def is_done(self, event: float) -> bool:
+        """Whether all work before the event is done."""
         return True
 
     def seconds(self, start: float, end: float) -> float:
-        """Seconds from one mark to another; both must have been reached."""
+        """Seconds from one event to another; both must be done."""
         return end - start
 
-    def record(self, step: TrainingStep) -> Callable[[], None]:
+    def capture(self, step: TrainingStep) -> Callable[[], None]:
         """The step, ready to be called again and again."""
         return step
 
-    def dropout_state(self) -> dict[str, torch.Tensor | None]:
+    def rng_state(self) -> dict[str, torch.Tensor | None]:
         """The state of the generator that dropout draws from, for a checkpoint."""
         return {"torch_rng": torch.get_rng_state(), "cuda_rng": None}
 
-    def set_dropout_state(self, state: dict[str, torch.Tensor | None]) -> None:
-        """Go on drawing where dropout_state was taken."""
+    def set_rng_state(self, state: dict[str, torch.Tensor | None]) -> None:
+        """Go on drawing where rng_state was taken."""
         torch.set_rng_state(state["torch_rng"])
 
     def close(self) -> None:
@@ -51,7 +51,7 @@ class CpuStream:
 
 
 class CudaStream:
-    """A queue of work on a GPU, with random numbers of its own and one recorded step.
+    """A queue of work on a GPU, with random numbers of its own and one captured step.
 
     Dropout takes no generator: it draws from the default one. So while this stream is active, the default generator
     has the state of this stream's, and what a run draws does not depend on its neighbors.
@@ -77,28 +77,28 @@ class CudaStream:
         finally:
             self.default.graphsafe_set_state(shared)
 
-    def mark(self) -> torch.cuda.Event:
+    def record_event(self) -> torch.cuda.Event:
         """A point between two pieces of work."""
         event = torch.cuda.Event(enable_timing=True)
         event.record(self.stream)
         return event
 
-    def reached(self, mark: torch.cuda.Event) -> bool:
-        """Whether all work before the mark is done; answers at once."""
-        return mark.query()
+    def is_done(self, event: torch.cuda.Event) -> bool:
+        """Whether all work before the event is done; answers at once."""
+        return event.query()
 
     def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
-        """Seconds from one mark to another; both must have been reached. Other streams share the GPU meanwhile."""
+        """Seconds from one event to another; both must be done. Other streams share the GPU meanwhile."""
         return start.elapsed_time(end) / 1000
 
-    def record(self, step: TrainingStep) -> Callable[[], None]:
+    def capture(self, step: TrainingStep) -> Callable[[], None]:
         """The step as a CUDA graph, to be replayed by calling it; the step itself, and a line, where that fails.
 
-        Recording executes nothing, and the steps that warm up are undone: no result depends on it. Call it while this
+        Capturing executes nothing, and the steps that warm up are undone: no result depends on it. Call it while this
         stream is active.
         """
         drawn = self.dropout.get_state()
-        with warnings.catch_warnings():  # AdamW is told that it will be recorded, and remarks that it is not yet
+        with warnings.catch_warnings():  # AdamW is told that it will be captured, and warns that it is not yet
             warnings.filterwarnings("ignore", message=".*capturable=True")
             step.warm_up()
         self.dropout.set_state(drawn)
@@ -112,21 +112,21 @@ class CudaStream:
         except RuntimeError as error:
             self.graph = None
             reason = str(error).partition("\n")[0]
-            print(f"this network cannot be recorded as a CUDA graph ({reason}): training goes on step by step")
+            print(f"this network cannot be captured as a CUDA graph ({reason}): training goes on eagerly")
             return step
         return self.graph.replay
 
-    def dropout_state(self) -> dict[str, torch.Tensor | None]:
+    def rng_state(self) -> dict[str, torch.Tensor | None]:
         """The state of the generator that dropout draws from, for a checkpoint."""
         return {"torch_rng": torch.get_rng_state(), "cuda_rng": self.dropout.get_state()}
 
-    def set_dropout_state(self, state: dict[str, torch.Tensor | None]) -> None:
-        """Go on drawing where dropout_state was taken."""
+    def set_rng_state(self, state: dict[str, torch.Tensor | None]) -> None:
+        """Go on drawing where rng_state was taken."""
         torch.set_rng_state(state["torch_rng"])
         self.dropout.set_state(state["cuda_rng"])
 
     def close(self) -> None:
-        """Wait for what is queued, and give the recording's memory back."""
+        """Wait for what is queued, and give the graph's memory back."""
         self.stream.synchronize()
         if self.graph is not None:
             self.graph.reset()

@@ -38,7 +38,7 @@ from fer_utils.tasks import Task, balanced_weights, classification
 AT_ONCE = 6  # runs side by side on a GPU: as many as there are seeds to compare two methods
 STEPS_PER_TURN = 4  # to change over to another run takes a tenth of a millisecond
 DEADLINE = "FER_DEADLINE"  # environment variable: when runs that have a checkpoint stop, in seconds since the epoch
-LEAST_STEPS = 300  # to record a step takes 1-3 s on a GPU, and saves some 10 ms each time it is replayed
+LEAST_STEPS = 300  # to capture a step takes 1-3 s on a GPU, and saves some 10 ms each time it is replayed
 SAVE_SECONDS = 30  # between two checkpoints on a GPU, where an epoch may take less than writing one
 
 
@@ -380,16 +380,16 @@ class _Training:
         self.step.begin_epoch(epoch, val_losses)
         if self.next_step is None:
             steps_left = (self.config.epochs - epoch) * self.step.steps
-            self.next_step = self.stream.record(self.step) if steps_left >= LEAST_STEPS else self.step
-        start = self.stream.mark()
+            self.next_step = self.stream.capture(self.step) if steps_left >= LEAST_STEPS else self.step
+        start = self.stream.record_event()
         for number in range(1, self.step.steps + 1):
             self.next_step()
             if number % STEPS_PER_TURN == 0:
                 yield
-        end = self.stream.mark()
+        end = self.stream.record_event()
         val_loss, val_metric = self._validate()
-        validated = self.stream.mark()
-        while not self.stream.reached(validated):  # the numbers of an epoch are read once they are there
+        validated = self.stream.record_event()
+        while not self.stream.is_done(validated):  # the numbers of an epoch are read once they are there
             yield
         losses = self.step.losses.cpu()
         bad = (~torch.isfinite(losses)).nonzero()
@@ -466,7 +466,7 @@ class _Training:
             "best_weights": self.best_weights,
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
-            **self.stream.dropout_state(),
+            **self.stream.rng_state(),
         }
         write_checkpoint(state, path)
 
@@ -484,7 +484,7 @@ class _Training:
         settings = self.optimizer.state_dict()["param_groups"]  # they come from the config
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": settings})
         self.generator.set_state(state["generator"])
-        self.stream.set_dropout_state(state)
+        self.stream.set_rng_state(state)
         self.history, self.best_weights, self.precision = state["history"], state["best_weights"], state["precision"]
         print(f"{self.prefix}resumed after epoch {len(self.history)} from {path.name}", flush=True)
         return True

@@ -141,7 +141,7 @@ def gpu():
 class Recorder(CpuStream):
     """A stream that warms a step up, as recording does on a GPU, and then replays it by calling it."""
 
-    def record(self, step):
+    def capture(self, step):
         step.warm_up()
         return lambda: step()
 
@@ -323,7 +323,7 @@ def test_trainings_are_kept_only_while_memory_suffices(gpu, bench, monkeypatch):
 
 def test_a_network_that_cannot_be_captured_is_not_timed_as_if_it_were(gpu, bench, monkeypatch):
     class Refusing(CpuStream):
-        def record(self, step):
+        def capture(self, step):
             print("this network cannot be recorded as a CUDA graph (operation not permitted): training goes on")
             return step
 
@@ -340,7 +340,7 @@ def test_a_training_goes_on_beyond_its_epoch(gpu, bench):
     for _ in range(3):
         run.advance(run.step)
     before = run.model[2].weight.clone()
-    run.record()  # warms up with three steps, from the first batch on
+    run.capture()  # warms up with three steps, from the first batch on
     assert torch.equal(run.model[2].weight, before) and run.capture_seconds > 0
     positions = []
     for _ in range(9):

@@ -83,7 +83,7 @@ class SlowStream(CpuStream):
         self.state = torch.get_rng_state()
         torch.set_rng_state(shared)
 
-    def reached(self, mark: float) -> bool:
+    def is_done(self, event: float) -> bool:
         self.polls += 1
         return self.polls % 4 == 0
 
@@ -113,13 +113,13 @@ def test_runs_take_turns(monkeypatch, capsys):
     assert lines == [f"{name}: epoch   {epoch}" for epoch in (1, 2, 3) for name in "ab"]
 
 
-@pytest.mark.parametrize("least, recorded", [(9, 1), (10, 0)])
-def test_a_step_is_recorded_once_and_only_where_that_pays(least, recorded, monkeypatch):
-    records = []
-    monkeypatch.setattr(CpuStream, "record", lambda self, step: records.append(step) or step)
+@pytest.mark.parametrize("least, captured", [(9, 1), (10, 0)])
+def test_a_step_is_captured_once_and_only_where_that_pays(least, captured, monkeypatch):
+    captures = []
+    monkeypatch.setattr(CpuStream, "capture", lambda self, step: captures.append(step) or step)
     monkeypatch.setattr(train, "LEAST_STEPS", least)
     fit_all([new_run("of nine steps")])
-    assert len(records) == recorded
+    assert len(captures) == captured
 
 
 def test_one_that_diverges_ends_alone_with_its_message(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What only a GPU can show: that a recorded step is the step, that neighbors do not matter, that memory comes back."""
+"""What only a GPU can show: that a captured step is the step, that neighbors do not matter, that memory comes back."""
 
 import copy
 from dataclasses import replace
@@ -32,7 +32,7 @@ def device() -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def short_runs_are_recorded_as_well(monkeypatch):
+def short_runs_are_captured_as_well(monkeypatch):
     monkeypatch.setattr("fer_utils.train.LEAST_STEPS", 0)
 
 
@@ -47,8 +47,8 @@ NETWORKS = {
 }
 
 
-def make_steps(build, device, config, is_recorded: bool, task=None, targets=None) -> TrainingStep:
-    """Twenty steps of one epoch from the same start, step by step or recorded."""
+def make_steps(build, device, config, is_captured: bool, task=None, targets=None) -> TrainingStep:
+    """Twenty steps of one epoch from the same start, eager or captured."""
     stream = open_stream(device)
     with stream.active():
         set_seed(config.seed)
@@ -70,26 +70,26 @@ def make_steps(build, device, config, is_recorded: bool, task=None, targets=None
             generator,
         )
         step.begin_epoch(0)
-        next_step = stream.record(step) if is_recorded else step
-        assert (next_step is not step) == is_recorded, "it could not be recorded"
+        next_step = stream.capture(step) if is_captured else step
+        assert (next_step is not step) == is_captured, "it could not be captured"
         for _ in range(step.steps):
             next_step()
     stream.close()
     return step
 
 
-def assert_same_course(recorded: TrainingStep, eager: TrainingStep) -> None:
+def assert_same_course(captured: TrainingStep, eager: TrainingStep) -> None:
     """Kernels may add in another order, and training multiplies that: so the first steps agree best."""
-    assert recorded.steps == 20
-    torch.testing.assert_close(recorded.losses[:3], eager.losses[:3], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(recorded.losses, eager.losses, rtol=0.05, atol=0.05)
-    assert torch.equal(recorded.generator.get_state(), eager.generator.get_state())
+    assert captured.steps == 20
+    torch.testing.assert_close(captured.losses[:3], eager.losses[:3], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(captured.losses, eager.losses, rtol=0.05, atol=0.05)
+    assert torch.equal(captured.generator.get_state(), eager.generator.get_state())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_recorded_equals_step_by_step(name, device):
+def test_captured_equals_eager(name, device):
     config = replace(CONFIG, lr=0.002)
-    assert_same_course(*(make_steps(NETWORKS[name], device, config, is_recorded) for is_recorded in (True, False)))
+    assert_same_course(*(make_steps(NETWORKS[name], device, config, is_captured) for is_captured in (True, False)))
 
 
 @pytest.mark.parametrize(
@@ -104,13 +104,13 @@ def test_recorded_equals_step_by_step(name, device):
     ],
     ids=str,
 )
-def test_every_option_is_recorded(options, device):
+def test_every_option_is_captured(options, device):
     config = replace(CONFIG, **options)
-    steps = [make_steps(NETWORKS["baseline_cnn"], device, config, is_recorded) for is_recorded in (True, False)]
+    steps = [make_steps(NETWORKS["baseline_cnn"], device, config, is_captured) for is_captured in (True, False)]
     assert_same_course(*steps)
 
 
-def test_every_task_is_recorded(device):
+def test_every_task_is_captured(device):
     plain = replace(CONFIG, augment=Augment(), lr=1e-3)
     points, shares = torch.rand(640, 4, 2), torch.rand(640, 7).softmax(1)
     for build, task, targets in (
@@ -118,7 +118,7 @@ def test_every_task_is_recorded(device):
         (lambda: build_model("resnet18", 4), tasks.rotations(), None),
         (NETWORKS["baseline_cnn"], None, shares),
     ):
-        assert_same_course(*(make_steps(build, device, plain, recorded, task, targets) for recorded in (True, False)))
+        assert_same_course(*(make_steps(build, device, plain, captured, task, targets) for captured in (True, False)))
 
 
 def test_the_average_moves_as_far_as_asked(device):
@@ -211,7 +211,7 @@ def test_too_little_memory_is_a_sentence(device):
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_what_cannot_be_recorded_is_said_and_trained_step_by_step(device, capsys):
+def test_what_cannot_be_captured_is_said_and_trained_eagerly(device, capsys):
     honest = tasks.classification()
 
     def reads_back(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -219,6 +219,6 @@ def test_what_cannot_be_recorded_is_said_and_trained_step_by_step(device, capsys
 
     run = small_runs()[0]
     history = fit(run.model, TRAIN, VAL, run.config, device, task=replace(honest, measured=reads_back)).history
-    assert "cannot be recorded as a CUDA graph" in capsys.readouterr().out
+    assert "cannot be captured as a CUDA graph" in capsys.readouterr().out
     expected = fit(small_runs()[0].model, TRAIN, VAL, run.config, device, task=honest).history
     assert history.val_loss.tolist() == pytest.approx(expected.val_loss.tolist(), rel=1e-3)

@@ -1,7 +1,7 @@
 """The training step never waits for the device, and the steps that warm it up leave no trace.
 
 Fake tensors have a device and a shape but no values, so that whatever reads a value raises an error: on a GPU it would
-stop the queue, and could not be recorded. This needs no GPU.
+stop the queue, and could not be captured. This needs no GPU.
 """
 
 import copy

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 PROFILES = ("sample", "cpu", "full")
 
 # Profile full is sized for about half an hour of one H100. Its minutes are estimates: images per epoch, epochs and
-# seeds, divided by what recorded steps reached there in all, in images/s (ResNet18 at 12x12: 110,000, at 24x24: 48,000,
+# seeds, divided by what captured steps reached there in all, in images/s (ResNet18 at 12x12: 110,000, at 24x24: 48,000,
 # EfficientNet-B0 with batch 256: 46,000; guessed from these: baseline CNN 200,000, ResNet50 40,000, VGG16 25,000), and
-# two seconds for each recording. Six seeds wherever methods are compared: with fewer no p can fall below 0.05.
+# two seconds for each capture. Six seeds wherever methods are compared: with fewer no p can fall below 0.05.
 SIX_SEEDS = [0, 1, 2, 3, 4, 5]
 
 
