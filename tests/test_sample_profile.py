@@ -32,8 +32,8 @@ def run_all(*arguments: str, cwd: os.PathLike) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def finished_run(needs_mediapipe, tmp_path_factory):
-    """One forced run of every stage."""
-    return run_all("--force", "--device", "cpu", cwd=tmp_path_factory.mktemp("elsewhere"))
+    """One forced run of every stage, two at a time."""
+    return run_all("--force", "--device", "cpu", "--jobs", "2", cwd=tmp_path_factory.mktemp("elsewhere"))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,8 @@ def faces():
 
 
 def test_shows_its_progress(finished_run):
-    assert "EMBEDDED SAMPLE" in finished_run and "epoch   1/8" in finished_run and "forced" in finished_run
+    assert "EMBEDDED SAMPLE" in finished_run and "forced" in finished_run and "04_baseline_cnn is done" in finished_run
+    assert "epoch   1/8" in (PROJECT_ROOT / "outputs" / "work" / "sample" / "04_baseline_cnn.log").read_text()
 
 
 def test_second_run_has_nothing_to_do(tmp_path):
