@@ -481,7 +481,7 @@ def plan(networks: list[Network], profiled: list[Network], compared: list[Networ
 
 
 def plan_text(jobs: list[Job], seconds: float) -> str:
-    """The plan for whoever has no GPU."""
+    """The plan, printed where there is no GPU."""
     lines = [f"{number:3d}. {job.label}, {KINDS[job.kind].guess:g} s" for number, job in enumerate(jobs, 1)]
     total = sum(KINDS[job.kind].guess for job in jobs)
     return "\n".join(
