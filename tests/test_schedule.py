@@ -1,6 +1,7 @@
 """Several notebooks at once, and a run that ends in time: the order, the processes, and what the next run finds."""
 
 import contextlib
+import inspect
 import io
 import os
 import signal
@@ -15,12 +16,12 @@ import torch
 from helpers import toy_faces
 from test_pipeline import BEGIN, Project, cell, is_gone, make_project, wait_for
 
-from fer_utils.pipeline import planning, runner, schedule
+from fer_utils.pipeline import execution, planning, runner, schedule
 from fer_utils.pipeline.planning import Planned
 from fer_utils.pipeline.publish import Folders, publish, remove_leftovers
 from fer_utils.pipeline.schedule import DONE, FAILED, Board, Outcome, last_line, run_together
 from fer_utils.pipeline.stages import Stage
-from fer_utils.train import OutOfTime, Run, TrainConfig, fit, fit_all, set_seed
+from fer_utils.train import DEADLINE, OutOfTime, Run, TrainConfig, fit, fit_all, set_seed
 
 # ---- The plan ----
 
@@ -342,6 +343,12 @@ def test_training_stops_after_an_epoch_and_goes_on_as_if_nothing_had_been(tmp_pa
     resumed = new_run(None)
     assert fit(resumed.model, TRAIN, VAL, CONFIG, checkpoint=file).history.drop(columns="seconds").equals(expected)
     assert all(map(torch.equal, whole.model.state_dict().values(), resumed.model.state_dict().values()))
+
+
+def test_runner_and_training_speak_of_the_same_deadline():
+    """The runner does not import torch, so it has these names of its own."""
+    assert runner.DEADLINE == DEADLINE
+    assert f'error.ename == "{OutOfTime.__name__}"' in inspect.getsource(execution.run_notebook)
 
 
 def test_an_epoch_that_would_end_too_late_is_not_begun(tmp_path, monkeypatch):

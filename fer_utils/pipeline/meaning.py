@@ -14,12 +14,8 @@ from pathlib import Path
 from fer_utils.pipeline.notebooks import CodeCell
 
 MAGIC = re.compile(r"^(\s*)([%!].*)$", re.MULTILINE)  # IPython's commands, one a line
-IGNORED_FIELDS = (
-    "ctx",
-    "kind",
-    "type_comment",
-    "type_ignores",
-)  # load or store, u"", comments: no meaning of their own
+# Load or store, u"", type comments: no meaning of their own.
+IGNORED_FIELDS = ("ctx", "kind", "type_comment", "type_ignores")
 
 
 def cell_hash(cell: CodeCell) -> str:

@@ -15,7 +15,6 @@ from fer_utils.pipeline.provenance import last_run
 from fer_utils.pipeline.publish import Folders
 
 REPORT_FILES = ("summary.csv", "tables/claims.csv", "tables/anchors.csv", "provenance.json", "report.html")
-KEPT_BY_HAND = ("test_openings.csv",)  # what stands in reports/ and no run makes
 PACKAGE = Path(__file__).parents[1]
 REPORT_CODE = ("pipeline/page.py", "report.py", "assets/report.html.j2", "assets/anchors.csv")
 
@@ -109,7 +108,7 @@ def unrecorded_files(folders: Folders) -> list[Path]:
     records = {path.stem: read_record(path) for path in folders.manifests()}
     recorded = {folders.root / file for record in records.values() if record for file in record.files}
     recorded |= {folders.report_record, *folders.manifests()}
-    recorded |= {folders.reports / name for name in (*REPORT_FILES, *KEPT_BY_HAND)}
+    recorded |= {folders.reports / name for name in REPORT_FILES}
     numbers = tuple(f"{stage.split('_')[0]}_" for stage, record in records.items() if not record)
     there = [*folders.reports.rglob("*"), *folders.outputs.glob("*.ipynb")]
     hidden = [path for path in there if any(part.startswith(".") for part in path.relative_to(folders.root).parts)]

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -51,7 +51,6 @@ class Child:
     process: BaseProcess
     outcome: Connection
     log: Path
-    started: float = field(default_factory=time.monotonic)
 
 
 def run_together(
