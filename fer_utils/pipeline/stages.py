@@ -5,6 +5,19 @@ from dataclasses import dataclass, field
 
 PROFILES = ("sample", "cpu", "full")
 
+# Profile cpu is sized for 4.4 hours of 2 cores with bf16, so that there is time for more than these eleven. What was
+# cut for it, and what that costs (s: seconds an epoch took on such cores):
+#
+#     03   31 ->  18 minutes   9 epochs instead of 12 (96 s); no trial of the stem that would not be used anyway
+#     04   37 ->  22           25 epochs instead of 40 (26 s): a point of accuracy or so, the claim is still reached
+#     05  194 ->  78           one seed instead of two, 6 epochs of each recipe instead of 5 and 7 (90 s, 72 s), 8 of the
+#                              final model instead of 16 (190 s): two seeds showed nothing about attention either; the
+#                              final model loses a few points
+#     06  117 ->  55           the three versions that its pair and its main comparison need, 9 epochs instead of 11
+#                              (110 s): two of five claims are left to profile full; 11 of 300 epochs answered none
+#     10   76 ->  38           one seed instead of two, 3 epochs with all labels instead of 4
+#     11   95 ->  38           one seed instead of two, 3 epochs of the ablation instead of 4
+#
 # Profile full is sized for about half an hour of one H100. Its minutes are estimates: images per epoch, epochs and
 # seeds, divided by what captured steps reached there in all, in images/s (ResNet18 at 12x12: 110,000, at 24x24: 48,000,
 # EfficientNet-B0 with batch 256: 46,000; guessed from these: baseline CNN 200,000, ResNet50 40,000, VGG16 25,000), and
@@ -56,7 +69,7 @@ STAGES = (
         name="03_landmark_model",
         resumes=True,
         gives=("tables/03_landmark_error.csv", "tables/03_results.csv", "checkpoints/landmark_resnet18.pt"),
-        minutes={"sample": 2, "cpu": 30, "full": 3.5},
+        minutes={"sample": 2, "cpu": 18, "full": 3.5},
         needs={"02_landmark_labelling": ("checkpoints/landmarks.npz", "tables/02_noise_floor.csv")},
         params={
             "sample": {"max_gmacs": 0.1, "trial_images": 200, "trial_epochs": 2, "epochs": 8, "batch_size": 32},
@@ -79,7 +92,7 @@ STAGES = (
             "predictions/04_baseline_cnn.npz",
             "predictions/04_baseline_cnn_no_augmentation.npz",
         ),
-        minutes={"sample": 1, "cpu": 35, "full": 2},
+        minutes={"sample": 1, "cpu": 22, "full": 2},
         params={
             "sample": {"epochs": 8, "batch_size": 32},
             "full": {"epochs": 60, "seeds": SIX_SEEDS},
@@ -99,10 +112,11 @@ STAGES = (
             "checkpoints/best_resnet18.pt",
             "checkpoints/attention_resnet18.pt",
         ),
-        minutes={"sample": 3, "cpu": 195, "full": 6},
+        minutes={"sample": 3, "cpu": 78, "full": 6},
         needs={"03_landmark_model": ("checkpoints/landmark_resnet18.pt", "tables/03_results.csv")},
         params={
             "sample": {
+                "seeds": [0, 1],
                 "epochs_original": 2,
                 "epochs": 3,
                 "final_epochs": 4,
@@ -127,11 +141,9 @@ STAGES = (
             "tables/06_ablation.csv",
             "predictions/06_efficientnet_none.npz",
             "predictions/06_efficientnet_crp.npz",
-            "predictions/06_efficientnet_crp_light.npz",
-            "predictions/06_efficientnet_crp_cutout.npz",
             "predictions/06_efficientnet_mixup_cutmix.npz",
         ),
-        minutes={"sample": 2, "cpu": 115, "full": 9},
+        minutes={"sample": 2, "cpu": 55, "full": 9},
         params={
             "sample": {
                 "versions": ["none", "crp", "crp_light", "crp_cutout", "mixup_cutmix"],
@@ -142,9 +154,9 @@ STAGES = (
                 "seeds": [0],
             },
             "cpu": {
-                "versions": ["none", "crp", "crp_light", "crp_cutout", "mixup_cutmix"],
+                "versions": ["none", "crp", "mixup_cutmix"],
                 "trial_lr": 0.001,
-                "epochs": 11,
+                "epochs": 9,
                 "max_lr": 0.001,
                 "seeds": [0],
             },
@@ -201,7 +213,7 @@ STAGES = (
             "predictions/10_resnet18_scratch.npz",
             "predictions/10_resnet18_fine_tuned.npz",
         ),
-        minutes={"sample": 3, "cpu": 75, "full": 6},
+        minutes={"sample": 3, "cpu": 38, "full": 6},
         needs={
             "02_landmark_labelling": ("checkpoints/landmarks.npz",),
             "03_landmark_model": ("checkpoints/landmark_resnet18.pt",),
@@ -240,7 +252,7 @@ STAGES = (
             "predictions/11_best_local_global.npz",
             "checkpoints/best_local_global.pt",
         ),
-        minutes={"sample": 3, "cpu": 95, "full": 5.5},
+        minutes={"sample": 3, "cpu": 38, "full": 5.5},
         needs={
             "02_landmark_labelling": ("checkpoints/landmarks.npz",),
             "03_landmark_model": ("checkpoints/landmark_resnet18.pt",),
@@ -248,6 +260,7 @@ STAGES = (
         },
         params={
             "sample": {
+                "seeds": [0, 1],
                 "train_images": 350,
                 "epochs": 3,
                 "final_epochs": 3,
