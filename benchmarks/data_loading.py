@@ -16,7 +16,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from fer_utils.data import PROJECT_ROOT, load_fer2013
+from fer_utils.data import load_fer2013
+from fer_utils.paths import PROJECT_ROOT
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
 

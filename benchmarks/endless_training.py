@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from training_speed import now
 
-from fer_utils.config import TrainConfig
-from fer_utils.optim import build_optimizer
-from fer_utils.step import TrainingStep
-from fer_utils.streams import CpuStream, CudaStream, open_stream
-from fer_utils.tasks import classification
-from fer_utils.train import choose_precision, set_seed
+from fer_utils.device import choose_precision, set_seed
+from fer_utils.training import TrainConfig
+from fer_utils.training.optim import build_optimizer
+from fer_utils.training.step import TrainingStep
+from fer_utils.training.streams import CpuStream, CudaStream, open_stream
+from fer_utils.training.tasks import classification
 
 
 def capture(stream: CpuStream | CudaStream, step: TrainingStep, device: torch.device) -> tuple[Callable, float]:

@@ -43,14 +43,16 @@ from training_speed import (
     usual_seconds,
 )
 
-from fer_utils.config import TrainConfig
-from fer_utils.data import FER2013, PROJECT_ROOT, load_data
-from fer_utils.local_global import LocalGlobalNet
-from fer_utils.models import STEMS, build_model
+from fer_utils.data import FER2013, load_data
+from fer_utils.device import device_name, select_device, set_seed
+from fer_utils.models import build_model
+from fer_utils.models.local_global import LocalGlobalNet
+from fer_utils.models.resnet import STEMS
+from fer_utils.paths import PROJECT_ROOT
 from fer_utils.predict import outputs_on_device
 from fer_utils.report import data_note, format_cell, to_markdown
-from fer_utils.streams import open_stream
-from fer_utils.train import device_name, select_device, set_seed
+from fer_utils.training import TrainConfig
+from fer_utils.training.streams import open_stream
 
 NAME = "gpu_speed"
 NETWORKS, KERNELS, CUDNN, COMPILE = "gpu_networks", "gpu_kernels", "gpu_cudnn", "gpu_compile"

@@ -36,16 +36,17 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
 from fer_utils.augment import PIXEL_MEAN, PIXEL_SD, Augment, to_float
-from fer_utils.config import TrainConfig
-from fer_utils.data import FER2013, PROJECT_ROOT, load_data
+from fer_utils.data import FER2013, load_data
+from fer_utils.device import choose_precision, device_name, select_device, set_seed
 from fer_utils.models import build_model
-from fer_utils.optim import build_optimizer
+from fer_utils.paths import PROJECT_ROOT
 from fer_utils.pipeline.provenance import code_state, package_versions
 from fer_utils.pipeline.publish import Folders, publish
 from fer_utils.report import Report, data_note, to_markdown
-from fer_utils.step import train_step
-from fer_utils.tasks import classification
-from fer_utils.train import choose_precision, device_name, fit, select_device, set_seed
+from fer_utils.training import TrainConfig, fit
+from fer_utils.training.optim import build_optimizer
+from fer_utils.training.step import train_step
+from fer_utils.training.tasks import classification
 
 BATCH = 128
 TRAIN_IMAGES = 28_709  # FER2013's training split
@@ -287,7 +288,7 @@ def peak_gpu_mb() -> float:
 def process(threads: int) -> ProcessPoolExecutor:
     """A fresh Python process that computes with that many threads, and does what is submitted."""
     fresh = get_context("forkserver")  # starts each from one that has imported torch, and done nothing else
-    fresh.set_forkserver_preload(["fer_utils.models", "fer_utils.train", "fer_utils.report"])
+    fresh.set_forkserver_preload(["fer_utils.models", "fer_utils.training", "fer_utils.report"])
     return ProcessPoolExecutor(1, fresh, initializer=torch.set_num_threads, initargs=(threads,))
 
 

@@ -9,8 +9,10 @@ from scipy.special import softmax
 from torch import nn
 
 from fer_utils import cam
-from fer_utils.checkpoints import TrainingError, load_classifier
-from fer_utils.data import EMOTIONS, published
+from fer_utils.data.constants import EMOTIONS
+from fer_utils.errors import TrainingError
+from fer_utils.models.weights import load_classifier
+from fer_utils.paths import published
 from fer_utils.predict import predict_logits
 
 # name: the notebook that trains it, and the file that it leaves

@@ -16,7 +16,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
 from fer_utils import metrics
-from fer_utils.data import EMOTIONS, FER2013, DataError
+from fer_utils.data.constants import EMOTIONS
+from fer_utils.data.dataset import FER2013
+from fer_utils.errors import DataError
 from fer_utils.predict import Predictions, load_predictions
 
 Combine = Callable[[np.ndarray], np.ndarray]  # logits (K,N,C) -> probabilities (N,C)

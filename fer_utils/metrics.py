@@ -12,7 +12,7 @@ from scipy.stats import t as student_t
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from sklearn.metrics import f1_score
 
-from fer_utils.data import EMOTIONS
+from fer_utils.data.constants import EMOTIONS
 
 
 def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fer_utils.data import EMOTIONS
+from fer_utils.data.constants import EMOTIONS
 
 # Okabe & Ito (2008): seven colours that stay apart for colour-blind readers, one per emotion in FER2013's order.
 COLORS = dict(zip(EMOTIONS, ["#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2", "#56B4E9", "#595959"], strict=True))

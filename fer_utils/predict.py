@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from fer_utils.augment import to_float, warp
-from fer_utils.data import EMOTIONS, FER2013, DataError
+from fer_utils.data.constants import EMOTIONS
+from fer_utils.data.dataset import FER2013
+from fer_utils.errors import DataError
 
 # How a face is shown at test time, once or several times: (mirrored, pixels to the right, pixels down, zoom).
 CROP = 42  # side of the ten crops in pixels; they are enlarged to 48 again

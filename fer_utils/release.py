@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from fer_utils.augment import to_float
-from fer_utils.checkpoints import load_classifier, save_compact
-from fer_utils.data import EMOTIONS, PROJECT_ROOT, atomic_write, published
-from fer_utils.flops import median_ms
+from fer_utils.cost import median_ms
+from fer_utils.data.constants import EMOTIONS
+from fer_utils.models.weights import load_classifier, save_compact
+from fer_utils.paths import ASSETS, PROJECT_ROOT, atomic_write, published
 from fer_utils.report import to_markdown
 
 NOTEBOOK, MODEL, WEIGHTS = "04_baseline_cnn", "baseline_cnn", "baseline_cnn_seed0.pt"
@@ -96,7 +97,7 @@ def renew_card() -> None:
 
 def card(weights: Path, speed: pd.DataFrame) -> str:
     """The model card, in Markdown; its results come from reports/. speed: of measure."""
-    template = (Path(__file__).parent / "assets" / "model_card.md").read_text(encoding="utf8")
+    template = (ASSETS / "model_card.md").read_text(encoding="utf8")
     reports = PROJECT_ROOT / "reports"
     summary = pd.read_csv(reports / "summary.csv").query(
         "notebook == @NOTEBOOK and model == @MODEL and split == 'test'"

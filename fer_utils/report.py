@@ -9,7 +9,8 @@ import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
-from fer_utils.data import FER2013, atomic_write, project_path
+from fer_utils.data.dataset import FER2013
+from fer_utils.paths import atomic_write, project_path
 from fer_utils.predict import Predictions
 
 SUMMARY_COLUMNS = [

@@ -11,7 +11,6 @@ import os
 import threading
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 import anywidget
 import cv2
@@ -21,6 +20,8 @@ import numpy as np
 from IPython.display import Image, display
 from IPython.utils.capture import capture_output
 from matplotlib.figure import Figure
+
+from fer_utils.paths import ASSETS
 
 HEADLESS = "FER_HEADLESS"  # set by run_all.sh: nobody is there to move a control
 
@@ -161,7 +162,7 @@ def explore_webcam(
 class Webcam(anywidget.AnyWidget):
     """The visitor's camera. The browser sends one frame and waits for its answer before it sends the next."""
 
-    _esm = Path(__file__).parent / "assets" / "webcam.js"
+    _esm = ASSETS / "webcam.js"
 
     def __init__(self, answer: Callable[[np.ndarray], tuple[np.ndarray, str]]) -> None:
         """answer: frame (H,W,3) uint8 RGB -> a picture of any size and a line of text to show."""

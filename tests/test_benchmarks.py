@@ -21,13 +21,13 @@ from torch import nn
 from torch.autograd import DeviceType
 
 from fer_utils.augment import NO_AUGMENT, to_float
-from fer_utils.config import TrainConfig
-from fer_utils.data import PROJECT_ROOT
-from fer_utils.models import STEMS
+from fer_utils.models.resnet import STEMS
+from fer_utils.paths import PROJECT_ROOT
 from fer_utils.pipeline.page import build_report
 from fer_utils.pipeline.publish import Folders, publish
 from fer_utils.report import Report
-from fer_utils.streams import CpuStream
+from fer_utils.training import TrainConfig
+from fer_utils.training.streams import CpuStream
 
 SCRIPT = PROJECT_ROOT / "benchmarks" / "training_speed.py"
 

@@ -25,8 +25,8 @@ from PIL import Image
 from test_setup import Machine
 
 from fer_utils import widgets
-from fer_utils.checkpoints import save_weights
 from fer_utils.models import build_model
+from fer_utils.models.weights import save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"

@@ -12,9 +12,15 @@ from torch import nn
 
 from fer_utils import cam, plots
 from fer_utils.augment import move_points, to_float, warp
-from fer_utils.checkpoints import TrainingError, load_classifier, save_weights
-from fer_utils.landmarks import mirror_points
-from fer_utils.models import ATTENTIONS, STEMS, BaselineCNN, EfficientNetB0, LandmarkResNet18, ResNet18, build_model
+from fer_utils.errors import TrainingError
+from fer_utils.models import build_model
+from fer_utils.models.baseline import BaselineCNN
+from fer_utils.models.efficientnet import EfficientNetB0
+from fer_utils.models.landmark import LandmarkResNet18
+from fer_utils.models.resnet import ATTENTIONS, STEMS, ResNet18
+from fer_utils.models.weights import load_classifier, save_weights
+from fer_utils.vision import regions
+from fer_utils.vision.landmarks import mirror_points
 
 FACE = np.array([[0.3, 0.4], [0.7, 0.4], [0.35, 0.8], [0.65, 0.8]], np.float32)  # upright, eyes 19.2 pixels apart
 BUILDERS = {"baseline": BaselineCNN, "attention": lambda: ResNet18(attention="gates"), "efficientnet": EfficientNetB0}
@@ -173,11 +179,11 @@ def test_scale_ends_at_a_whole_number_that_nearly_all_pixels_are_below():
 
 
 def regions_at(masks, x, y):
-    return cam.REGIONS[int(np.flatnonzero(masks[0, :, round(48 * y - 0.5), round(48 * x - 0.5)])[0])]
+    return regions.REGIONS[int(np.flatnonzero(masks[0, :, round(48 * y - 0.5), round(48 * x - 0.5)])[0])]
 
 
 def test_every_pixel_lies_in_one_region_and_landmarks_in_theirs():
-    masks = cam.region_masks(FACE[None])
+    masks = regions.region_masks(FACE[None])
     assert masks.shape == (1, 5, 48, 48) and (masks.sum(1) == 1).all()
     where = {(0.3, 0.4): "eyes", (0.7, 0.4): "eyes", (0.35, 0.8): "mouth", (0.65, 0.8): "mouth", (0.5, 0.8): "mouth"}
     where |= {(0.5, 0.6): "nose", (0.2, 0.65): "rest of face", (0.5, 0.15): "rest of face", (0.02, 0.02): "background"}
@@ -185,34 +191,34 @@ def test_every_pixel_lies_in_one_region_and_landmarks_in_theirs():
 
 
 def test_regions_are_as_large_as_the_ellipses():
-    masks = cam.region_masks(FACE[None])[0].sum((1, 2))
+    masks = regions.region_masks(FACE[None])[0].sum((1, 2))
     distance = 0.4 * 48
-    _, _, width, height = cam.ELLIPSES["mouth"]
-    assert masks[cam.REGIONS.index("mouth")] == pytest.approx(np.pi * width * height * distance**2, rel=0.05)
+    _, _, width, height = regions.ELLIPSES["mouth"]
+    assert masks[regions.REGIONS.index("mouth")] == pytest.approx(np.pi * width * height * distance**2, rel=0.05)
 
 
 def test_mirrored_face_has_mirrored_regions():
     tilted = FACE + np.array([[0, 0.03], [0, -0.03], [0.02, 0.02], [0.02, -0.02]], np.float32)
-    masks = cam.region_masks(np.stack([tilted, mirror_points(tilted)]))
+    masks = regions.region_masks(np.stack([tilted, mirror_points(tilted)]))
     assert (masks[1] == masks[0][..., ::-1]).mean() > 0.999  # rounding may move a pixel on an edge
 
 
 def test_regions_turn_with_the_face():
     quarter = np.stack([1 - FACE[:, 1], FACE[:, 0]], 1)  # clockwise: the eyes are on the right
-    masks = cam.region_masks(np.stack([FACE, quarter]))
+    masks = regions.region_masks(np.stack([FACE, quarter]))
     assert (masks[1] == np.rot90(masks[0], -1, (1, 2))).mean() > 0.999
 
 
 def test_eyes_at_the_same_place_are_survived():
-    assert (cam.region_masks(np.full((1, 4, 2), 0.5, np.float32)).sum(1) == 1).all()
+    assert (regions.region_masks(np.full((1, 4, 2), 0.5, np.float32)).sum(1) == 1).all()
 
 
 def test_shares_of_one_pixel_of_an_even_map_and_of_none():
-    masks = cam.region_masks(np.stack([FACE] * 3))
+    masks = regions.region_masks(np.stack([FACE] * 3))
     maps = np.zeros((3, 48, 48), np.float32)
     maps[0, 38, 24] = 2.0  # in the mouth
     maps[1] = 0.1
-    shares = cam.region_share(maps, masks)
+    shares = regions.region_share(maps, masks)
     assert shares[0].tolist() == [0, 0, 1, 0, 0]
     assert np.allclose(shares[1], masks[1].mean((1, 2)))
     assert np.isnan(shares[2]).all()
@@ -222,7 +228,7 @@ def test_aligned_faces_have_their_landmarks_on_the_template():
     angle, scale = np.deg2rad(20), 0.8
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     points = ((FACE - 0.5) @ turn.T + 0.5 + [0.05, -0.03]).astype(np.float32)
-    matrices = torch.from_numpy(cam.align(np.stack([FACE, points]), FACE))
+    matrices = torch.from_numpy(regions.align(np.stack([FACE, points]), FACE))
     moved = move_points(torch.from_numpy(np.stack([FACE, points])), matrices)
     assert np.allclose(moved, FACE, atol=1e-5)
     spot = np.zeros((1, 48, 48), np.float32)

@@ -8,19 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from fer_utils import checkpoints
 from fer_utils.augment import Augment
-from fer_utils.checkpoints import (
-    TrainingError,
-    checkpoint_file,
-    load_classifier,
-    load_weights,
-    read_checkpoint,
-    save_weights,
-    write_checkpoint,
-)
-from fer_utils.config import TrainConfig
-from fer_utils.models import build_model
+from fer_utils.data import constants
+from fer_utils.errors import TrainingError
+from fer_utils.models import build_model, weights
+from fer_utils.models.weights import load_classifier, load_weights, save_weights
+from fer_utils.training import TrainConfig
+from fer_utils.training.checkpoints import checkpoint_file, read_checkpoint, write_checkpoint
 
 
 class Small(nn.Module):
@@ -49,7 +43,7 @@ def test_weights_of_another_architecture_or_class_order_are_refused(tmp_path, mo
         load_weights(build_model("baseline_cnn"), tmp_path / "small.pt")
     with pytest.raises(TrainingError, match=r"layer\.weight: \[7, 4\] there, \[5, 4\] here"):
         load_weights(Small(5), tmp_path / "small.pt")
-    monkeypatch.setattr(checkpoints, "EMOTIONS", tuple(reversed(checkpoints.EMOTIONS)))
+    monkeypatch.setattr(weights, "EMOTIONS", tuple(reversed(constants.EMOTIONS)))
     with pytest.raises(TrainingError, match="classes"):
         load_weights(Small(), tmp_path / "small.pt")
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from fer_utils import cam, classifiers, data
+from fer_utils import cam, classifiers, paths
 from fer_utils.augment import to_float
-from fer_utils.checkpoints import save_weights
 from fer_utils.classifiers import FILES
-from fer_utils.models import LandmarkResNet18, build_model
+from fer_utils.models import build_model
+from fer_utils.models.landmark import LandmarkResNet18
+from fer_utils.models.weights import save_weights
 from fer_utils.predict import predict_logits
 
 CROPS = np.random.default_rng(0).integers(0, 256, (5, 48, 48)).astype(np.uint8)
@@ -17,7 +18,7 @@ CROPS = np.random.default_rng(0).integers(0, 256, (5, 48, 48)).astype(np.uint8)
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     """No networks but those of the test."""
-    monkeypatch.setattr(data, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(paths, "PROJECT_ROOT", tmp_path)
 
 
 @pytest.fixture

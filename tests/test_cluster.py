@@ -14,11 +14,10 @@ import torch
 from helpers import toy_faces
 from torch import nn
 
-from fer_utils import cluster
 from fer_utils.augment import Augment
-from fer_utils.checkpoints import TrainingError
-from fer_utils.tasks import classification
-from fer_utils.train import Run, TrainConfig, fit, fit_all, seed_runs
+from fer_utils.errors import TrainingError
+from fer_utils.training import Run, TrainConfig, cluster, fit, fit_all, seed_runs
+from fer_utils.training.tasks import classification
 
 TRAIN, VAL = toy_faces(160, 0), toy_faces(64, 1)
 CONFIG = TrainConfig(

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fer_utils import data, readers
-from fer_utils.data import EMOTIONS, SPLITS, DataError, load_fer2013
-from fer_utils.sample_faces import SampleFaces
+from fer_utils import paths
+from fer_utils.data import EMOTIONS, SPLITS, copies, dataset, fer2013, ferplus, load_fer2013, readers, sample_faces
+from fer_utils.data.sample_faces import SampleFaces
+from fer_utils.errors import DataError
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
 PER_CLASS = 2
@@ -73,7 +74,7 @@ def write_folder(root: Path, files: dict[str, bytes]) -> Path:
 @pytest.fixture(autouse=True)
 def own_data_folder(tmp_path, monkeypatch):
     """Give every test an empty data folder, and so an empty cache, of its own."""
-    monkeypatch.setattr(data, "DATA_DIR", tmp_path / "data")
+    monkeypatch.setattr(paths, "DATA_DIR", tmp_path / "data")
     monkeypatch.delenv("FER_DATA", raising=False)
     (tmp_path / "data").mkdir()
 
@@ -84,11 +85,11 @@ def refusal(path: Path) -> str:
         load_fer2013(path)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 400
-    assert not list(data.DATA_DIR.rglob("*.*"))
+    assert not list(paths.DATA_DIR.rglob("*.*"))
     return message
 
 
-def same_images(faces: data.FER2013, rows: list[int] | None = None) -> bool:
+def same_images(faces: dataset.FER2013, rows: list[int] | None = None) -> bool:
     expected = np.stack([image for *_, image in tiny_faces()])
     return np.array_equal(faces.images, expected if rows is None else expected[rows])
 
@@ -152,53 +153,53 @@ def test_validation_is_cut_from_train_and_said_where_file_names_do_not_tell(tmp_
 def test_missing_path_is_never_replaced_by_the_sample(monkeypatch):
     for source in ("no/such/archive.zip", Path("/no/such/folder")):
         with pytest.raises(DataError, match=r"does not exist.*kaggle\.com/datasets/msambare/fer2013"):
-            data.find_data(source)
+            fer2013.find_data(source)
     monkeypatch.setenv("FER_DATA", "no/such/archive.zip")
     with pytest.raises(DataError, match=r"FER_DATA 'no/such/archive\.zip' does not exist"):
-        data.load_data("auto")
+        fer2013.load_data("auto")
 
 
 def test_folder_without_fer2013_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="is a folder without FER2013"):
-        data.find_data(tmp_path / "empty")
+        fer2013.find_data(tmp_path / "empty")
 
 
 def test_no_data_gives_the_sample_loudly_only_when_nothing_was_asked_for(monkeypatch, capsys):
     split_ids, labels, images = (np.array(column) for column in zip(*tiny_faces(), strict=True))
     sample = SampleFaces(images[::-1], labels[::-1], split_ids[::-1].astype(np.int8), np.zeros((42, 4, 2), np.float32))
-    monkeypatch.setattr(data.sample_faces, "make_sample", lambda: sample)
-    faces = data.load_data("auto")
+    monkeypatch.setattr(sample_faces, "make_sample", lambda: sample)
+    faces = fer2013.load_data("auto")
     printed = capsys.readouterr().out
     assert faces.form == "sample" and not faces.standard and faces.names[0] == "sample 28"
     assert "EMBEDDED SAMPLE: 14 train / 14 val / 14 test" in printed
     assert "NO FER2013 WAS FOUND" in printed and "kaggle.com" in printed
-    assert data.load_data("sample").fingerprint == faces.fingerprint
+    assert fer2013.load_data("sample").fingerprint == faces.fingerprint
     assert "NO FER2013" not in capsys.readouterr().out
 
 
 def test_auto_finds_data_in_the_data_folder(monkeypatch, tmp_path):
-    folder = data.DATA_DIR
+    folder = paths.DATA_DIR
     (folder / "fer2013new.csv").write_text("Usage,Image name,neutral\n")
     write_zip(folder / "other.zip", {"train/1/a.jpg": b"", "test/1/b.jpg": b""})
-    assert data.find_data() is None
+    assert fer2013.find_data() is None
     write_folder(folder / "unpacked", tiny_files())
-    assert data.find_data() == folder / "unpacked"
+    assert fer2013.find_data() == folder / "unpacked"
     write_csv(folder / "renamed.csv", tiny_rows())
-    assert data.find_data() == folder / "renamed.csv"
+    assert fer2013.find_data() == folder / "renamed.csv"
     write_zip(folder / "archive.zip", tiny_files())
-    assert data.find_data() == folder / "archive.zip"
+    assert fer2013.find_data() == folder / "archive.zip"
     (folder / "fer2013.csv").write_text("<html>log in</html>")  # broken, but plainly meant: refused, not passed over
-    assert data.find_data() == folder / "fer2013.csv"
+    assert fer2013.find_data() == folder / "fer2013.csv"
     monkeypatch.setenv("FER_DATA", str(write_csv(tmp_path / "mine.csv", tiny_rows())))
-    assert data.find_data() == tmp_path / "mine.csv"
-    assert data.find_data("sample") is None
+    assert fer2013.find_data() == tmp_path / "mine.csv"
+    assert fer2013.find_data("sample") is None
 
 
 def test_relative_paths_start_at_the_project_root(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert data.project_path("data/x.zip") == data.PROJECT_ROOT / "data" / "x.zip"
-    assert data.project_path(tmp_path / "x.zip") == tmp_path / "x.zip"
+    assert paths.project_path("data/x.zip") == paths.PROJECT_ROOT / "data" / "x.zip"
+    assert paths.project_path(tmp_path / "x.zip") == tmp_path / "x.zip"
 
 
 def test_failed_download_is_one_sentence_and_leaves_nothing(monkeypatch):
@@ -208,15 +209,15 @@ def test_failed_download_is_one_sentence_and_leaves_nothing(monkeypatch):
 
     monkeypatch.setattr("kagglehub.dataset_download", fail)
     with pytest.raises(DataError, match=r"could not be downloaded \(ConnectionError\).*archive\.zip"):
-        data.download_fer2013()
-    assert not list(data.DATA_DIR.iterdir())
+        fer2013.download_fer2013()
+    assert not list(paths.DATA_DIR.iterdir())
 
 
 def test_finished_download_is_found_afterwards(monkeypatch):
     monkeypatch.setattr(
         "kagglehub.dataset_download", lambda handle, output_dir, **_: write_folder(Path(output_dir), tiny_files())
     )
-    assert data.download_fer2013() == data.find_data("auto") == data.DATA_DIR / "fer2013"
+    assert fer2013.download_fer2013() == fer2013.find_data("auto") == paths.DATA_DIR / "fer2013"
 
 
 # --- Broken CSV files -------------------------------------------------------------------------------------------------
@@ -331,7 +332,7 @@ def test_split_without_images_stops(tmp_path):
 
 
 def test_other_counts_are_said_and_the_data_marked_non_standard(tmp_path, capsys):
-    faces = data.load_data(write_csv(tmp_path / "fer2013.csv", tiny_rows()))
+    faces = fer2013.load_data(write_csv(tmp_path / "fer2013.csv", tiny_rows()))
     printed = capsys.readouterr().out
     assert not faces.standard
     assert "FER2013 from fer2013.csv: 14 train / 14 val / 14 test images" in printed
@@ -350,8 +351,8 @@ def test_exact_duplicates_across_splits(tmp_path):
     rows[1][1] = rows[15][1] = rows[29][1] = rows[0][1]  # one image in all splits, twice in train
     rows[40][1] = rows[41][1]  # a pair inside test is no copy of train
     faces = load_fer2013(write_csv(tmp_path / "fer2013.csv", rows))
-    assert np.flatnonzero(data.copies_in_train(faces)).tolist() == [15, 29]
-    groups = data.duplicate_groups(faces.images)
+    assert np.flatnonzero(copies.copies_in_train(faces)).tolist() == [15, 29]
+    groups = copies.duplicate_groups(faces.images)
     assert groups.shape == (42,) and groups.max() + 1 == 42 - 4
     assert len(set(groups[[0, 1, 15, 29]])) == 1 and groups[40] == groups[41] != groups[0]
 
@@ -438,7 +439,9 @@ def test_odd_folder_is_read_and_conversions_are_counted(tmp_path):
     }
     files |= {"Train/contempt/0.jpg": b"x", "README.md": b"x"}
     faces = load_fer2013(write_folder(tmp_path / "odd", files))
-    assert same_images(data.FER2013(**vars(faces) | {"images": faces.images[:9]}), list(range(9)))  # grey RGB is exact
+    assert same_images(
+        dataset.FER2013(**vars(faces) | {"images": faces.images[:9]}), list(range(9))
+    )  # grey RGB is exact
     assert len(faces.labels) == 42 and np.abs(faces.images[9].astype(int) - tiny_faces()[9][2]).max() < 128
     assert "2 images were not 48x48 grey and were converted" in faces.notes
     assert any(note.startswith("1 files are in none of the seven class folders") for note in faces.notes)
@@ -489,7 +492,7 @@ def test_second_load_comes_from_the_cache_and_is_the_same(tmp_path, read_counts,
     elif form == "zip":
         path = write_zip(tmp_path / "archive.zip", tiny_files(official_names=False))
     else:
-        path = write_folder(tmp_path / "unpacked" if form == "folder" else data.DATA_DIR, tiny_files())
+        path = write_folder(tmp_path / "unpacked" if form == "folder" else paths.DATA_DIR, tiny_files())
     first, second = load_fer2013(path), load_fer2013(path)
     assert len(read_counts) == 1
     for field, value in vars(first).items():
@@ -523,7 +526,7 @@ def test_fingerprint_depends_on_images_labels_and_splits(tmp_path):
 def test_damaged_cache_is_stale_not_a_crash(tmp_path, read_counts, damage):
     path = write_csv(tmp_path / "fer2013.csv", tiny_rows())
     load_fer2013(path)
-    (cache,) = (data.DATA_DIR / "cache").iterdir()
+    (cache,) = (paths.DATA_DIR / "cache").iterdir()
     content = bytearray(cache.read_bytes())
     if damage == "flipped":
         content[len(content) // 2] ^= 1
@@ -538,7 +541,7 @@ def test_damaged_cache_is_stale_not_a_crash(tmp_path, read_counts, damage):
 
 
 def test_cache_folder_that_cannot_be_written_only_costs_speed(tmp_path, read_counts):
-    (data.DATA_DIR / "cache").write_text("a file where the folder should be")
+    (paths.DATA_DIR / "cache").write_text("a file where the folder should be")
     path = write_csv(tmp_path / "fer2013.csv", tiny_rows())
     assert same_images(load_fer2013(path)) and same_images(load_fer2013(path))
     assert len(read_counts) == 2
@@ -546,7 +549,7 @@ def test_cache_folder_that_cannot_be_written_only_costs_speed(tmp_path, read_cou
 
 def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
     path = tmp_path / "new" / "table.csv"
-    data.atomic_write(path, b"old")
+    paths.atomic_write(path, b"old")
     assert path.read_bytes() == b"old"
 
     def disk_full(descriptor):
@@ -554,7 +557,7 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        data.atomic_write(path, b"new, and much longer")
+        paths.atomic_write(path, b"new, and much longer")
     assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["table.csv"]
 
 
@@ -565,7 +568,7 @@ def write_ferplus(folder: Path) -> tuple[Path, Path]:
     """Votes in which every row is recognized by its first number; the row map names the files of `tiny_files`."""
     votes, row_map = folder / "fer2013new.csv", folder / "row_of_file.csv"
     lines = [f"{USAGES[s]},fer{i:07}.png,{i},0,0,0,0,0,0,0,0,1" for i, (s, *_) in enumerate(tiny_faces())]
-    votes.write_text("\n".join(["Usage,Image name," + ",".join(data.FERPLUS_COLUMNS), *lines]) + "\n")
+    votes.write_text("\n".join(["Usage,Image name," + ",".join(ferplus.FERPLUS_COLUMNS), *lines]) + "\n")
     lines = [f"{i},x,0,{name},1" for i, name in enumerate(tiny_files())]
     row_map.write_text("\n".join(["row,usage,emotion,path,exact", *reversed(lines)]) + "\n")
     return votes, row_map
@@ -573,51 +576,51 @@ def write_ferplus(folder: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def tiny_is_official(monkeypatch):
-    monkeypatch.setattr(data, "OFFICIAL_COUNTS", {split: (PER_CLASS,) * 7 for split in SPLITS})
+    monkeypatch.setattr(fer2013, "OFFICIAL_COUNTS", {split: (PER_CLASS,) * 7 for split in SPLITS})
 
 
 def test_ferplus_follows_the_rows_of_any_form(tmp_path, tiny_is_official):
     votes_csv, row_map = write_ferplus(tmp_path)
     table = load_fer2013(write_csv(tmp_path / "fer2013.csv", tiny_rows()))
-    votes = data.load_ferplus(votes_csv, table)
+    votes = ferplus.load_ferplus(votes_csv, table)
     assert votes.shape == (42, 10) and votes.dtype == np.int64
     assert votes[:, 0].tolist() == list(range(42)) and (votes[:, 9] == 1).all()
     shuffled = {f"archive/{n.replace('angry', 'Anger')}": b for n, b in reversed(tiny_files().items())}
     del shuffled["archive/train/Anger/Training_0000.jpg"]
     wrapped = load_fer2013(write_zip(tmp_path / "archive.zip", shuffled))
-    assert data.load_ferplus(votes_csv, wrapped, row_map)[:, 0].tolist() == list(range(1, 42))
+    assert ferplus.load_ferplus(votes_csv, wrapped, row_map)[:, 0].tolist() == list(range(1, 42))
 
 
 def test_ferplus_that_cannot_be_aligned_is_refused(tmp_path, monkeypatch):
     votes_csv, row_map = write_ferplus(tmp_path)
     table = load_fer2013(write_csv(tmp_path / "fer2013.csv", tiny_rows()))
     with pytest.raises(DataError, match="belong to the official FER2013"):
-        data.load_ferplus(votes_csv, table)  # 42 rows: row 17 need not be the official row 17
+        ferplus.load_ferplus(votes_csv, table)  # 42 rows: row 17 need not be the official row 17
     archive = load_fer2013(write_zip(tmp_path / "archive.zip", tiny_files()))
     with pytest.raises(DataError, match=r"put row_of_file\.csv beside the data"):
-        data.load_ferplus(votes_csv, archive)
+        ferplus.load_ferplus(votes_csv, archive)
     with pytest.raises(DataError, match="is no table with the columns path, row"):
-        data.load_ferplus(votes_csv, archive, votes_csv)
+        ferplus.load_ferplus(votes_csv, archive, votes_csv)
     plain = load_fer2013(write_zip(tmp_path / "plain.zip", tiny_files(official_names=False)))
     with pytest.raises(DataError, match=r"row_of_file\.csv lacks 42 images, such as train/"):
-        data.load_ferplus(votes_csv, plain, row_map)
+        ferplus.load_ferplus(votes_csv, plain, row_map)
     good = votes_csv.read_text()
     votes_csv.write_text(good.replace(",17,0,", ",many,0,"))
     with pytest.raises(DataError, match=r"fer2013new\.csv holds text instead of a number"):
-        data.load_ferplus(votes_csv, archive, row_map)
+        ferplus.load_ferplus(votes_csv, archive, row_map)
     votes_csv.write_text(good.replace("PublicTest,", "Training,"))
     with pytest.raises(DataError, match="other rows or splits than the data"):
-        data.load_ferplus(votes_csv, archive, row_map)
+        ferplus.load_ferplus(votes_csv, archive, row_map)
 
 
 def test_find_ferplus_looks_beside_the_data_and_in_the_data_folder(tmp_path):
-    assert data.find_ferplus(tmp_path / "archive.zip") is None
-    votes_csv, row_map = write_ferplus(data.DATA_DIR)
-    assert data.find_ferplus(tmp_path / "archive.zip") == (votes_csv, row_map)
+    assert ferplus.find_ferplus(tmp_path / "archive.zip") is None
+    votes_csv, row_map = write_ferplus(paths.DATA_DIR)
+    assert ferplus.find_ferplus(tmp_path / "archive.zip") == (votes_csv, row_map)
     votes_csv.rename(tmp_path / votes_csv.name)
-    assert data.find_ferplus(tmp_path / "archive.zip") == (tmp_path / votes_csv.name, row_map)
+    assert ferplus.find_ferplus(tmp_path / "archive.zip") == (tmp_path / votes_csv.name, row_map)
     row_map.unlink()
-    assert data.find_ferplus(tmp_path) == (tmp_path / votes_csv.name, None)
+    assert ferplus.find_ferplus(tmp_path) == (tmp_path / votes_csv.name, None)
 
 
 # --- The real data ----------------------------------------------------------------------------------------------------
@@ -651,20 +654,20 @@ def test_real_archive_loads_fast_the_second_time(real_faces):
 
 def test_real_archive_has_known_duplicates(real_faces):
     faces, _ = real_faces
-    groups = data.duplicate_groups(faces.images)
+    groups = copies.duplicate_groups(faces.images)
     sizes = np.bincount(groups)
-    copies = data.copies_in_train(faces)
+    has_copy = copies.copies_in_train(faces)
     # The JPEG form; in fer2013.csv itself the first two are 1,851 and 1,514.
     assert (len(groups) - len(sizes), (sizes > 1).sum()) == (1853, 1516)
-    assert [copies[faces.where(split)].sum() for split in SPLITS] == [0, 280, 288]
+    assert [has_copy[faces.where(split)].sum() for split in SPLITS] == [0, 280, 288]
 
 
 def test_real_ferplus_agrees_with_the_labels(real_archive, real_faces):
-    found = data.find_ferplus(real_archive)
+    found = ferplus.find_ferplus(real_archive)
     if found is None or found[1] is None:
         pytest.skip("fer2013new.csv and row_of_file.csv are not beside the archive")
     faces, _ = real_faces
-    votes = data.load_ferplus(found[0], faces, found[1])
+    votes = ferplus.load_ferplus(found[0], faces, found[1])
     happy = faces.labels == EMOTIONS.index("happy")
     clear = votes[:, :8].max(1) >= 6
-    assert (votes[happy & clear].argmax(1) == data.FERPLUS_COLUMNS.index("happiness")).mean() > 0.9
+    assert (votes[happy & clear].argmax(1) == ferplus.FERPLUS_COLUMNS.index("happiness")).mean() > 0.9

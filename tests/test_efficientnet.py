@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from torchvision.models import efficientnet_b0
 
-from fer_utils import metrics, models
-from fer_utils import train as train_module
+from fer_utils import metrics
 from fer_utils.augment import NO_AUGMENT
-from fer_utils.checkpoints import TrainingError, checkpoint_file, load_backbone, load_weights, save_weights
-from fer_utils.config import TrainConfig
-from fer_utils.flops import count_gmacs
-from fer_utils.models import build_model
-from fer_utils.optim import build_optimizer, learning_rate
-from fer_utils.train import fit_all, seed_runs
+from fer_utils.cost import count_gmacs
+from fer_utils.errors import TrainingError
+from fer_utils.models import build_model, efficientnet
+from fer_utils.models.weights import load_backbone, load_weights, save_weights
+from fer_utils.training import TrainConfig, fit_all, loop, seed_runs
+from fer_utils.training.checkpoints import checkpoint_file
+from fer_utils.training.optim import build_optimizer, learning_rate
 
 
 class Pair(nn.Module):
@@ -65,7 +65,7 @@ def rgb_network():
     return efficientnet_b0().eval()
 
 
-@pytest.mark.parametrize("stem", models.EfficientNetB0.stems)
+@pytest.mark.parametrize("stem", efficientnet.EfficientNetB0.stems)
 def test_start_from_imagenet_sums_the_stem_over_the_colours_and_keeps_all_else(rgb_network, stem):
     model = build_model("efficientnet_b0", stem=stem, imagenet=rgb_network.state_dict()).eval()
     gray = torch.randn(2, 1, 48, 48)
@@ -153,7 +153,7 @@ def train_versions(folder):
 def test_killed_in_version_4_of_5_it_resumes_there_and_ends_the_same(tmp_path, monkeypatch, capsys):
     expected = train_versions(tmp_path / "whole")
     assert capsys.readouterr().out.count("epoch ") == 15
-    real_save, saved = train_module._Training.save, []
+    real_save, saved = loop._Training.save, []
 
     def save_and_die(run, path):
         real_save(run, path)
@@ -162,7 +162,7 @@ def test_killed_in_version_4_of_5_it_resumes_there_and_ends_the_same(tmp_path, m
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(train_module._Training, "save", save_and_die)
+        patch.setattr(loop._Training, "save", save_and_die)
         train_versions(tmp_path / "killed")
     capsys.readouterr()
     resumed = train_versions(tmp_path / "killed")

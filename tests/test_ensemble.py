@@ -5,7 +5,7 @@ import pytest
 from helpers import tiny_faces
 
 from fer_utils import ensemble, predict
-from fer_utils.data import DataError
+from fer_utils.errors import DataError
 from fer_utils.predict import Predictions
 
 RNG = np.random.default_rng(0)

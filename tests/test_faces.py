@@ -16,10 +16,11 @@ import pytest
 from matplotlib.cbook import get_sample_data
 from PIL import Image
 
-from fer_utils import faces, landmarks
-from fer_utils.data import EMOTIONS, DataError
-from fer_utils.faces import Face
-from fer_utils.sample_faces import MESH_FILE, make_sample
+from fer_utils.data import EMOTIONS
+from fer_utils.data.sample_faces import MESH_FILE, make_sample
+from fer_utils.errors import DataError
+from fer_utils.vision import detector, landmarks, photos, video
+from fer_utils.vision.detector import Face
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,7 +32,7 @@ def portrait():
 
 @pytest.fixture(scope="module")
 def finder(needs_mediapipe):
-    finder = faces.FaceFinder()
+    finder = detector.FaceFinder()
     yield finder
     finder.close()
 
@@ -43,7 +44,7 @@ def a_face(left, top=0.0, side=10.0, score=0.9):
 # --- Find -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ranges", [["short"], ["full"], faces.RANGES])
+@pytest.mark.parametrize("ranges", [["short"], ["full"], detector.RANGES])
 def test_the_face_in_the_portrait_is_found_where_it_is(portrait, finder, ranges):
     (face,) = finder(portrait, ranges=ranges)
     mesh = np.loadtxt(MESH_FILE, delimiter=",", skiprows=1)[:, -3:-1]
@@ -57,7 +58,7 @@ def test_the_face_in_the_portrait_is_found_where_it_is(portrait, finder, ranges)
 def test_several_faces_come_from_left_to_right_each_with_its_own_box(portrait, finder):
     both = finder(np.hstack([portrait, portrait[:, ::-1]]))
     assert len(both) == 2 and both[0].box[0] < 512 <= both[1].box[0]
-    assert faces.crop_faces(np.hstack([portrait, portrait[:, ::-1]]), both).shape == (2, 48, 48)
+    assert photos.crop_faces(np.hstack([portrait, portrait[:, ::-1]]), both).shape == (2, 48, 48)
 
 
 def test_no_face_is_found_where_there_is_none(finder):
@@ -70,13 +71,13 @@ def test_confidence_leaves_faces_out(portrait, finder):
 
 
 def test_of_overlapping_boxes_the_surer_one_stays():
-    kept = faces.without_doubles([a_face(100), a_face(0, score=0.6), a_face(2, score=0.8)])
+    kept = detector.without_doubles([a_face(100), a_face(0, score=0.6), a_face(2, score=0.8)])
     assert [(face.box[0], face.score) for face in kept] == [(2, 0.8), (100, 0.9)]
 
 
 def test_overlap_by_hand():
-    assert faces.overlap((0, 0, 2, 2), (1, 0, 2, 2)) == pytest.approx(2 / 6)
-    assert faces.overlap((0, 0, 2, 2), (5, 5, 2, 2)) == 0 and faces.overlap((0, 0, 2, 2), (0, 0, 2, 2)) == 1
+    assert detector.overlap((0, 0, 2, 2), (1, 0, 2, 2)) == pytest.approx(2 / 6)
+    assert detector.overlap((0, 0, 2, 2), (5, 5, 2, 2)) == 0 and detector.overlap((0, 0, 2, 2), (0, 0, 2, 2)) == 1
 
 
 def test_missing_mediapipe_is_said_and_the_whole_image_taken(monkeypatch):
@@ -84,7 +85,7 @@ def test_missing_mediapipe_is_said_and_the_whole_image_taken(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", nothing)
-    finder, problem = faces.start_finder()
+    finder, problem = detector.start_finder()
     assert problem.startswith("Faces cannot be found: MediaPipe is not installed; install")
     (face,) = finder(np.zeros((30, 50, 3), np.uint8))
     assert face.square == (10, 0, 30) and np.isnan(face.score)
@@ -98,25 +99,25 @@ def test_broken_mediapipe_is_said_and_the_whole_image_taken(needs_mediapipe, tmp
     (tmp_path / "mediapipe").mkdir()
     (tmp_path / "mediapipe" / "__init__.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)  # the worker searches where its parent does
-    finder, problem = faces.start_finder()
+    finder, problem = detector.start_finder()
     assert message in problem and "\n" not in problem
-    assert finder is faces.whole_image
+    assert finder is detector.whole_image
 
 
 def test_this_process_needs_neither_torch_nor_mediapipe():
-    code = "import sys, fer_utils.faces; sys.exit(any(name in sys.modules for name in ('torch', 'mediapipe')))"
+    code = "import sys, fer_utils.vision.detector, fer_utils.vision.photos, fer_utils.vision.video; sys.exit(any(name in sys.modules for name in ('torch', 'mediapipe')))"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode == 0
 
 
 # --- Crop and smooth --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", faces.RANGES)
+@pytest.mark.parametrize("name", detector.RANGES)
 def test_a_box_where_fer2013_has_it_gives_back_fer2013s_crop(name):
-    ratio, below = faces.BOX_IN_CROP[name]
+    ratio, below = detector.BOX_IN_CROP[name]
     side = 100 * ratio
     box = (50 - side / 2, 50 + 100 * below - side / 2, side, side)
-    assert faces._square(box, ratio, below) == pytest.approx((0, 0, 100))
+    assert detector._square(box, ratio, below) == pytest.approx((0, 0, 100))
 
 
 def test_sample_faces_survive_the_way_through_photo_and_crop(finder):
@@ -134,26 +135,26 @@ def test_sample_faces_survive_the_way_through_photo_and_crop(finder):
 def test_crops_are_gray_squares_of_48():
     image = np.zeros((100, 120, 3), np.uint8)
     image[20:68, 30:78] = np.random.default_rng(0).integers(0, 256, (48, 48, 1))
-    (crop,) = faces.crop_faces(image, [a_face(30, 20, 48)])
+    (crop,) = photos.crop_faces(image, [a_face(30, 20, 48)])
     assert crop.dtype == np.uint8 and np.array_equal(crop, image[20:68, 30:78, 0])
-    assert faces.crop_faces(image, []).shape == (0, 48, 48)
+    assert photos.crop_faces(image, []).shape == (0, 48, 48)
 
 
 def test_beyond_the_border_the_last_pixels_are_repeated():
     image = np.repeat(np.arange(96, dtype=np.uint8)[None, :, None], 96, 0).repeat(3, 2)
-    (crop,) = faces.crop_faces(image, [a_face(-48, 0, 96)])
+    (crop,) = photos.crop_faces(image, [a_face(-48, 0, 96)])
     assert (crop[:, :24] == 0).all() and crop[0, -1] > 40
 
 
 def test_large_faces_are_averaged_not_sampled():
     stripes = np.zeros((480, 480, 3), np.uint8)
     stripes[:, ::2] = 255
-    (crop,) = faces.crop_faces(stripes, [a_face(0, 0, 480)])
+    (crop,) = photos.crop_faces(stripes, [a_face(0, 0, 480)])
     assert np.abs(crop.astype(int) - 128).max() <= 1
 
 
 def test_smoothing_follows_each_face_and_forgets_those_that_are_gone():
-    smooth = faces.Smoother(keep=0.75)
+    smooth = video.Smoother(keep=0.75)
     happy, sad, fear = np.eye(7)[3], np.eye(7)[4], np.eye(7)[2]
     assert np.allclose(smooth([a_face(0), a_face(50)], np.array([happy, sad])), [happy, sad])
     moved = smooth([a_face(1), a_face(51), a_face(90)], np.array([sad, sad, fear]))
@@ -167,42 +168,42 @@ def test_smoothing_follows_each_face_and_forgets_those_that_are_gone():
 
 def test_each_face_has_its_own_box_and_label(monkeypatch):
     texts = []
-    monkeypatch.setattr(faces, "_write", lambda picture, text, corner, scale: texts.append((text, corner)))
+    monkeypatch.setattr(photos, "_write", lambda picture, text, corner, scale: texts.append((text, corner)))
     image = np.zeros((200, 640, 3), np.uint8)
-    picture = faces.draw_faces(image, [a_face(10, 50), a_face(200, 60, score=0.7)], np.eye(7)[[3, 0]] * 0.8)
+    picture = photos.draw_faces(image, [a_face(10, 50), a_face(200, 60, score=0.7)], np.eye(7)[[3, 0]] * 0.8)
     assert texts == [
         *[("1 happy 80%", (10, 50)), ("face 0.90", (10, 84))],
         *[("2 angry 80%", (200, 60)), ("face 0.70", (200, 94))],
     ]
-    assert tuple(picture[50, 10]) == faces.CYAN == tuple(picture[60, 200]) and not image.any()
+    assert tuple(picture[50, 10]) == photos.CYAN == tuple(picture[60, 200]) and not image.any()
 
 
 def test_without_a_detector_there_is_no_confidence(monkeypatch):
     texts = []
-    monkeypatch.setattr(faces, "_write", lambda picture, text, corner, scale: texts.append(text))
+    monkeypatch.setattr(photos, "_write", lambda picture, text, corner, scale: texts.append(text))
     image = np.zeros((200, 300, 3), np.uint8)
-    faces.draw_faces(image, faces.whole_image(image), np.eye(7)[[3]])
-    faces.draw_faces(image, [a_face(10)])
+    photos.draw_faces(image, detector.whole_image(image), np.eye(7)[[3]])
+    photos.draw_faces(image, [a_face(10)])
     assert texts == ["1 happy 100%", "1", "face 0.90"]
 
 
 def test_no_face_is_said(monkeypatch):
     texts = []
-    monkeypatch.setattr(faces, "_write", lambda picture, text, corner, scale: texts.append(text))
-    faces.draw_faces(np.zeros((200, 300, 3), np.uint8), [])
+    monkeypatch.setattr(photos, "_write", lambda picture, text, corner, scale: texts.append(text))
+    photos.draw_faces(np.zeros((200, 300, 3), np.uint8), [])
     assert texts == ["no face"]
 
 
 @pytest.mark.parametrize("corner", [(-50, -50), (500, 500), (100, 50)])
 def test_labels_stay_inside_the_picture(corner):
     inside, moved = np.zeros((2, 100, 200, 3), np.uint8)
-    faces._write(inside, "1 happy 80%", (50, 50), 1)
-    faces._write(moved, "1 happy 80%", corner, 1)
+    photos._write(inside, "1 happy 80%", (50, 50), 1)
+    photos._write(moved, "1 happy 80%", corner, 1)
     assert (moved > 150).sum() == (inside > 150).sum() > 100  # all of the text is there
 
 
 def test_bars_are_as_long_as_probabilities():
-    strip = faces.draw_bars(np.array([[1, 0.5, 0, 0, 0, 0, 0]]), 480)
+    strip = photos.draw_bars(np.array([[1, 0.5, 0, 0, 0, 0, 0]]), 480)
     blue = (strip == (0, 114, 178)).all(axis=2).sum(1)
     assert strip.shape == (480, 200, 3) and set(blue[blue > 1]) == {116, 59 if 59 in blue else 58}
 
@@ -224,13 +225,13 @@ def half_red():
 
 
 def test_forty_megapixels_are_read_and_reduced():
-    image = faces.read_image(as_file(Image.new("RGB", (8000, 5000), "gray"), "JPEG"), "large.jpg")
+    image = photos.read_image(as_file(Image.new("RGB", (8000, 5000), "gray"), "JPEG"), "large.jpg")
     assert image.shape == (1280, 2048, 3) and abs(int(image.mean()) - 128) < 2
 
 
 @pytest.mark.parametrize("mode, kind", [("RGB", "PNG"), ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("P", "PNG"), ("P", "GIF")])
 def test_colours_survive(mode, kind):
-    image = faces.read_image(as_file(half_red().convert(mode), kind), "upload").astype(int)
+    image = photos.read_image(as_file(half_red().convert(mode), kind), "upload").astype(int)
     assert image.shape == (20, 40, 3)
     assert np.abs(image[10, 5] - [255, 0, 0]).max() < 40 and np.abs(image[10, 35] - [0, 0, 255]).max() < 40
 
@@ -239,32 +240,32 @@ def test_colours_survive(mode, kind):
 def test_every_mode_becomes_rgb(mode):
     kind = "TIFF" if mode in "IF" else "PNG"
     image = Image.new(mode, (40, 20))
-    assert faces.read_image(as_file(image, kind), "upload").shape == (20, 40, 3)
+    assert photos.read_image(as_file(image, kind), "upload").shape == (20, 40, 3)
 
 
 def test_sixteen_bits_are_stretched_and_not_cut_off():
     ramp = Image.fromarray(np.tile(np.linspace(0, 40000, 256).astype(np.uint16), (20, 1)))
-    image = faces.read_image(as_file(ramp, "PNG"), "deep.png")
+    image = photos.read_image(as_file(ramp, "PNG"), "deep.png")
     assert image[0, 0, 0] == 0 and image[0, -1, 0] == 255 and abs(int(image[0, 128, 0]) - 128) <= 1
 
 
 def test_transparent_parts_become_white():
     image = half_red().convert("RGBA")
     image.putalpha(Image.new("L", image.size, 0))
-    assert (faces.read_image(as_file(image, "PNG"), "logo.png") == 255).all()
+    assert (photos.read_image(as_file(image, "PNG"), "logo.png") == 255).all()
 
 
 def test_turned_photos_come_upright():
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    image = faces.read_image(as_file(half_red(), "JPEG", exif=exif), "phone.jpg").astype(int)
+    image = photos.read_image(as_file(half_red(), "JPEG", exif=exif), "phone.jpg").astype(int)
     assert image.shape == (40, 20, 3) and image[5, 10, 0] > 200 and image[35, 10, 2] > 200
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_of_an_animation_the_first_picture_is_taken(kind):
     content = as_file(half_red(), kind, save_all=True, append_images=[Image.new("RGB", (40, 20), "green")])
-    assert faces.read_image(content, "moving")[10, 5, 0] > 200
+    assert photos.read_image(content, "moving")[10, 5, 0] > 200
 
 
 def bomb():
@@ -290,7 +291,7 @@ REFUSED = {
 @pytest.mark.parametrize("content, reason", REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_read_is_refused_by_name(content, reason):
     with pytest.raises(DataError, match=reason) as caught:
-        faces.read_image(content, "holiday.jpg")
+        photos.read_image(content, "holiday.jpg")
     assert str(caught.value).startswith("holiday.jpg ") and "\n" not in str(caught.value)
 
 
@@ -298,7 +299,7 @@ def test_what_cannot_be_read_is_refused_by_name(content, reason):
 
 
 def make_video(path: Path, frames: int, size=(160, 120)) -> Path:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*faces.CODEC), 15, size)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*video.CODEC), 15, size)
     for i in range(frames):
         writer.write(np.full((*size[::-1], 3), 10 * (i % 20), np.uint8))
     writer.release()
@@ -321,7 +322,7 @@ def test_video_in_annotated_video_and_table_out(tmp_path, capfd):
     capfd.readouterr()
     video, table = tmp_path / "out" / "film.webm", tmp_path / "out" / "film.csv"
     shares = []
-    done = faces.annotate_video(source, video, table, answer_some({2, 5}), lambda _, share: shares.append(share))
+    done = video.annotate_video(source, video, table, answer_some({2, 5}), lambda _, share: shares.append(share))
     rows = list(csv.DictReader(table.open()))
     assert capfd.readouterr().err == "", "OpenCV's chatter would stand in the notebook"
     assert done == 12 and len(shares) == 12 and shares == sorted(shares) and shares[-1] == 1
@@ -343,7 +344,7 @@ def test_a_long_video_needs_no_more_memory_than_a_short_one(tmp_path):
         return False
 
     source = make_video(tmp_path / "film.webm", 60)
-    faces.annotate_video(source, tmp_path / "a.webm", tmp_path / "a.csv", answer_some(()), progress)
+    video.annotate_video(source, tmp_path / "a.webm", tmp_path / "a.csv", answer_some(()), progress)
     assert len(most) == 60 and max(most) <= 2
 
 
@@ -356,15 +357,15 @@ def test_a_stopped_or_failed_video_leaves_earlier_results_and_nothing_half_writt
     def failing(frame):
         raise RuntimeError("broken")
 
-    assert faces.annotate_video(source, video, table, answer_some({1}), lambda _, share: share > 0.4) == 0
+    assert video.annotate_video(source, video, table, answer_some({1}), lambda _, share: share > 0.4) == 0
     with pytest.raises(RuntimeError, match="broken"):
-        faces.annotate_video(source, video, table, failing)
+        video.annotate_video(source, video, table, failing)
     assert [path.name for path in video.parent.iterdir()] == ["film.webm"] and video.read_text() == "earlier"
 
 
 def test_a_video_that_cannot_be_written_is_said(tmp_path):
     with pytest.raises(DataError, match=r"absent/a.webm cannot be written; look whether"):
-        faces.open_video(tmp_path / "absent" / "a.webm", 15, (64, 48))
+        video.open_video(tmp_path / "absent" / "a.webm", 15, (64, 48))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no film", as_file(NOISE, "PNG")[:300]])
@@ -373,5 +374,5 @@ def test_what_is_no_video_is_refused_by_name(tmp_path, content, capfd):
     if content is not None:
         source.write_bytes(content)
     with pytest.raises(DataError, match=r"^film.mp4 is missing, or not a video that can be read here"):
-        faces.annotate_video(source, tmp_path / "a.webm", tmp_path / "a.csv", answer_some(()))
+        video.annotate_video(source, tmp_path / "a.webm", tmp_path / "a.csv", answer_some(()))
     assert {path.name for path in tmp_path.iterdir()} <= {"film.mp4"}

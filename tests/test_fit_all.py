@@ -9,11 +9,11 @@ import torch
 from helpers import toy_faces
 from torch import nn
 
-from fer_utils import train
 from fer_utils.augment import Augment
-from fer_utils.checkpoints import TrainingError
-from fer_utils.streams import CpuStream
-from fer_utils.train import Run, TrainConfig, fit, fit_all, set_seed
+from fer_utils.device import set_seed
+from fer_utils.errors import TrainingError
+from fer_utils.training import Run, TrainConfig, fit, fit_all, loop
+from fer_utils.training.streams import CpuStream
 
 TRAIN, VAL = toy_faces(96, 0), toy_faces(40, 1)
 CONFIG = TrainConfig(epochs=3, batch_size=32, lr=0.02, precision="fp32", augment=Augment(mixup=0.2))
@@ -48,7 +48,7 @@ def different_runs() -> list[Run]:
     ]
 
 
-def outcome(run: Run, result: train.FitResult) -> tuple:
+def outcome(run: Run, result: loop.FitResult) -> tuple:
     weights = [tensor.tolist() for tensor in run.model.state_dict().values()]
     return weights, result.history.drop(columns="seconds").to_dict("list")
 
@@ -97,17 +97,17 @@ def test_side_by_side_equals_alone(alone, at_once, monkeypatch):
         seen.append(active)
         return active < at_once
 
-    monkeypatch.setattr(train, "STEPS_PER_TURN", 1)
-    monkeypatch.setattr(train, "open_stream", lambda device: SlowStream())
-    monkeypatch.setattr(train._Room, "for_one_more", room)
+    monkeypatch.setattr(loop, "STEPS_PER_TURN", 1)
+    monkeypatch.setattr(loop, "open_stream", lambda device: SlowStream())
+    monkeypatch.setattr(loop._Room, "for_one_more", room)
     runs = different_runs()
     assert [outcome(*pair) for pair in zip(runs, fit_all(runs), strict=True)] == alone
     assert max(seen) >= at_once - 1
 
 
 def test_runs_take_turns(monkeypatch, capsys):
-    monkeypatch.setattr(train, "open_stream", lambda device: SlowStream())
-    monkeypatch.setattr(train._Room, "for_one_more", lambda self, active, ended: True)
+    monkeypatch.setattr(loop, "open_stream", lambda device: SlowStream())
+    monkeypatch.setattr(loop._Room, "for_one_more", lambda self, active, ended: True)
     fit_all([new_run("a"), new_run("b", seed=1)])
     lines = [line.split("/")[0] for line in capsys.readouterr().out.splitlines()]
     assert lines == [f"{name}: epoch   {epoch}" for epoch in (1, 2, 3) for name in "ab"]
@@ -117,7 +117,7 @@ def test_runs_take_turns(monkeypatch, capsys):
 def test_a_step_is_captured_once_and_only_where_that_pays(least, captured, monkeypatch):
     captures = []
     monkeypatch.setattr(CpuStream, "capture", lambda self, step: captures.append(step) or step)
-    monkeypatch.setattr(train, "LEAST_STEPS", least)
+    monkeypatch.setattr(loop, "LEAST_STEPS", least)
     fit_all([new_run("of nine steps")])
     assert len(captures) == captured
 
@@ -153,8 +153,8 @@ def test_a_list_without_runs_has_no_results():
 
 def test_shared_arrays_are_copied_and_summed_once(monkeypatch):
     summed = []
-    real = train.zlib.crc32
-    monkeypatch.setattr(train, "zlib", SimpleNamespace(crc32=lambda array: summed.append(1) or real(array)))
+    real = loop.zlib.crc32
+    monkeypatch.setattr(loop, "zlib", SimpleNamespace(crc32=lambda array: summed.append(1) or real(array)))
     fit_all([new_run("a", epochs=1), new_run("b", epochs=1, seed=1), new_run("c", epochs=1, seed=2)])
     assert len(summed) == 4  # images and targets of train and val
 
@@ -174,27 +174,27 @@ class Gpu:
         self.looks += 1
         return int((self.total - self.active * self.each) * GB), int(self.total * GB)
 
-    def fill(self, room: train._Room) -> int:
+    def fill(self, room: loop._Room) -> int:
         """Start runs as long as there is room."""
         while room.for_one_more(self.active, 0):
             self.active += 1
         return self.active
 
 
-@pytest.mark.parametrize("total, each, fit_in", [(80, 3, train.AT_ONCE), (8, 1, 6), (8, 2, 3), (8, 5, 1), (8, 20, 1)])
+@pytest.mark.parametrize("total, each, fit_in", [(80, 3, loop.AT_ONCE), (8, 1, 6), (8, 2, 3), (8, 5, 1), (8, 20, 1)])
 def test_on_a_gpu_three_quarters_of_the_free_memory_decide(total, each, fit_in, monkeypatch):
     gpu = Gpu(monkeypatch, total, each)
-    assert gpu.fill(train._Room(torch.device("cuda"), None)) == fit_in
+    assert gpu.fill(loop._Room(torch.device("cuda"), None)) == fit_in
 
 
 def test_a_number_that_is_given_overrides_the_rule(monkeypatch):
-    assert Gpu(monkeypatch, 8, 5).fill(train._Room(torch.device("cuda"), 3)) == 3
-    assert Gpu(monkeypatch, 80, 1).fill(train._Room(torch.device("cuda"), 9)) == 9
+    assert Gpu(monkeypatch, 8, 5).fill(loop._Room(torch.device("cuda"), 3)) == 3
+    assert Gpu(monkeypatch, 80, 1).fill(loop._Room(torch.device("cuda"), 9)) == 9
 
 
 def test_the_memory_is_looked_at_only_when_something_has_changed(monkeypatch):
     gpu = Gpu(monkeypatch, 8, 5)
-    room = train._Room(torch.device("cuda"), None)
+    room = loop._Room(torch.device("cuda"), None)
     gpu.fill(room)
     looks = gpu.looks
     assert not any(room.for_one_more(1, 0) for _ in range(100)) and gpu.looks == looks
@@ -209,5 +209,5 @@ def test_too_little_memory_says_what_to_try(active, advice):
     def advance():
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    failure = train._advance(SimpleNamespace(advance=advance, run=new_run("")), active)
+    failure = loop._advance(SimpleNamespace(advance=advance, run=new_run("")), active)
     assert isinstance(failure, TrainingError) and advice in str(failure)

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from fer_utils import flops
-from fer_utils.models import EfficientNetB0, ResNet18, build_model
+from fer_utils import cost
+from fer_utils.models import build_model
+from fer_utils.models.efficientnet import EfficientNetB0
+from fer_utils.models.resnet import ResNet18
 
 
 def test_one_and_two_efficientnets_cost_what_was_published():
-    one = flops.count_gmacs(build_model("efficientnet_b0"))
+    one = cost.count_gmacs(build_model("efficientnet_b0"))
     assert one == pytest.approx(0.023210688, rel=1e-9)
     assert 2 * one == pytest.approx(0.046421376, rel=1e-9)
 
@@ -24,21 +26,21 @@ def test_an_inverted_bottleneck_by_hand():
         "adaptive_avg_pool2d": 96 * narrow,
     }
     block = EfficientNetB0().backbone[2][0].train()
-    assert flops.count_operations(block, (1, 16, 24, 24)) == by_hand
+    assert cost.count_operations(block, (1, 16, 24, 24)) == by_hand
     assert block.training  # left as it was found
 
 
 def test_counting_says_nothing(capsys, caplog):
-    flops.count_gmacs(build_model("efficientnet_b0"))
+    cost.count_gmacs(build_model("efficientnet_b0"))
     assert capsys.readouterr() == ("", "") and not caplog.records
 
 
 def test_the_originals_efficiency_and_its_slip():
-    assert round(flops.efficiency(0.6874, 0.046421376), 2) == 14.81
-    assert round(flops.efficiency(0.6666, 0.046), 2) == 14.49  # one model, divided by the cost of two
-    assert round(flops.efficiency(0.6666, 0.023210688), 1) == 28.7
+    assert round(cost.efficiency(0.6874, 0.046421376), 2) == 14.81
+    assert round(cost.efficiency(0.6666, 0.046), 2) == 14.49  # one model, divided by the cost of two
+    assert round(cost.efficiency(0.6666, 0.023210688), 1) == 28.7
     with pytest.raises(ValueError, match="cannot be 0"):
-        flops.efficiency(0.5, 0)
+        cost.efficiency(0.5, 0)
 
 
 class Sleeper(nn.Module):
@@ -58,9 +60,9 @@ class Sleeper(nn.Module):
 
 def test_latency_is_the_median_after_the_warm_up(monkeypatch):
     Sleeper.now = 0.0
-    monkeypatch.setattr(flops.time, "perf_counter", lambda: Sleeper.now)
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: Sleeper.now)
     model = Sleeper([9, 9, 0.001, 5, 0.003]).train()
-    assert flops.measure_latency(model, batch_size=4, repeats=3, warm_up=2) == pytest.approx(3)
+    assert cost.measure_latency(model, batch_size=4, repeats=3, warm_up=2) == pytest.approx(3)
     assert model.seen == [4] * 5 and model.training
 
 
@@ -78,21 +80,21 @@ PLANE = 4 * 2 * 48 * 48  # bytes of one channel for two images
 
 def test_memory_counts_what_exists_at_once():
     model = chain(1, 8, 8, 8, inplace=True)  # in and out of one layer: 1 + 8, then 8 + 8, besides the images
-    assert flops.measure_memory(model, 2) == bytes_of(model) + PLANE * (1 + 8 + 8)
+    assert cost.measure_memory(model, 2) == bytes_of(model) + PLANE * (1 + 8 + 8)
     deeper = chain(1, 8, 8, 8, 8, 8, 8, inplace=True)  # longer, but no more of it at the same time
-    assert flops.measure_memory(deeper, 2) - bytes_of(deeper) == flops.measure_memory(model, 2) - bytes_of(model)
+    assert cost.measure_memory(deeper, 2) - bytes_of(deeper) == cost.measure_memory(model, 2) - bytes_of(model)
 
 
 def test_memory_counts_copies_but_no_views():
-    assert flops.measure_memory(chain(1, 8), 2) == bytes_of(chain(1, 8)) + PLANE * (1 + 8 + 8)
+    assert cost.measure_memory(chain(1, 8), 2) == bytes_of(chain(1, 8)) + PLANE * (1 + 8 + 8)
     flat = nn.Sequential(chain(1, 8, inplace=True), nn.Flatten())
-    assert flops.measure_memory(flat, 2) == bytes_of(flat) + PLANE * (1 + 8)
+    assert cost.measure_memory(flat, 2) == bytes_of(flat) + PLANE * (1 + 8)
 
 
 def test_a_network_is_found_by_name_and_size():
     attention = ResNet18(attention="gates", stem="middle")
-    row = {"params": flops.count_params(attention), "gmacs": 10 * flops.count_gmacs(attention)}
-    found = flops.find_network("05_best_resnet18", row)
+    row = {"params": cost.count_params(attention), "gmacs": 10 * cost.count_gmacs(attention)}
+    found = cost.find_network("05_best_resnet18", row)
     assert (found["architecture"], found["views"]) == ("attention_resnet18 (middle stem)", 10)
     assert found["gmacs"] == pytest.approx(row["gmacs"]) and found["params"] == row["params"]
 
@@ -107,11 +109,11 @@ def test_a_network_is_found_by_name_and_size():
     ],
 )
 def test_without_a_published_size_the_name_decides(name, architecture):
-    assert flops.find_network(name)["architecture"] == architecture
+    assert cost.find_network(name)["architecture"] == architecture
 
 
 def test_a_network_that_fits_nothing_is_refused_by_name():
     with pytest.raises(ValueError, match="of 04_baseline_cnn; add it"):
-        flops.find_network("04_baseline_cnn", {"params": 1, "gmacs": 1.0})
+        cost.find_network("04_baseline_cnn", {"params": 1, "gmacs": 1.0})
     with pytest.raises(ValueError, match="05_vgg"):
-        flops.find_network("05_vgg")
+        cost.find_network("05_vgg")

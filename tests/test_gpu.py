@@ -8,16 +8,18 @@ import torch
 from helpers import toy_faces
 from torch import nn
 
-from fer_utils import tasks
 from fer_utils.augment import Augment
-from fer_utils.checkpoints import TrainingError
-from fer_utils.config import TrainConfig
-from fer_utils.local_global import LocalGlobalNet
-from fer_utils.models import STEMS, LandmarkResNet18, build_model
-from fer_utils.optim import build_optimizer
-from fer_utils.step import TrainingStep, update_ema
-from fer_utils.streams import open_stream
-from fer_utils.train import Run, fit, fit_all, select_device, set_modes, set_seed
+from fer_utils.device import select_device, set_seed
+from fer_utils.errors import TrainingError
+from fer_utils.models import build_model
+from fer_utils.models.landmark import LandmarkResNet18
+from fer_utils.models.local_global import LocalGlobalNet
+from fer_utils.models.resnet import STEMS
+from fer_utils.training import Run, TrainConfig, fit, fit_all, tasks
+from fer_utils.training.loop import set_modes
+from fer_utils.training.optim import build_optimizer
+from fer_utils.training.step import TrainingStep, update_ema
+from fer_utils.training.streams import open_stream
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
@@ -33,7 +35,7 @@ def device() -> torch.device:
 
 @pytest.fixture(autouse=True)
 def short_runs_are_captured_as_well(monkeypatch):
-    monkeypatch.setattr("fer_utils.train.LEAST_STEPS", 0)
+    monkeypatch.setattr("fer_utils.training.loop.LEAST_STEPS", 0)
 
 
 NETWORKS = {
@@ -176,11 +178,13 @@ def test_a_checkpoint_of_the_cpu_is_refused(tmp_path, device):
 
 def test_checkpoints_are_written_now_and_then_and_at_the_end(tmp_path, device, monkeypatch):
     written = []
-    monkeypatch.setattr("fer_utils.train.write_checkpoint", lambda state, path: written.append(len(state["history"])))
+    monkeypatch.setattr(
+        "fer_utils.training.loop.write_checkpoint", lambda state, path: written.append(len(state["history"]))
+    )
     run = small_runs()[0]
     fit(run.model, TRAIN, VAL, run.config, device, tmp_path / "run.pt")
     assert written == [3]
-    monkeypatch.setattr("fer_utils.train.SAVE_SECONDS", 0)
+    monkeypatch.setattr("fer_utils.training.loop.SAVE_SECONDS", 0)
     fit(run.model, TRAIN, VAL, run.config, device, tmp_path / "run.pt")
     assert written == [3, 1, 2, 3]
 

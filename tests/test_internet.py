@@ -11,7 +11,7 @@ from test_pipeline import COUNT, cell, make_project
 
 from fer_utils import internet
 from fer_utils.internet import why_out_of_reach
-from fer_utils.models import imagenet_weights
+from fer_utils.models.pretrained import imagenet_weights
 
 URL = "https://weights.example.org/models/resnet18.pth"
 

@@ -10,13 +10,19 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from fer_utils import internet, landmarks, tasks
+from fer_utils import internet
 from fer_utils.augment import MIRROR_ORDER, Augment
-from fer_utils.checkpoints import TrainingError, load_backbone, load_weights, save_weights
-from fer_utils.flops import count_gmacs, count_params
-from fer_utils.models import STEMS, LandmarkResNet18, build_model, imagenet_weights, resnet18_backbone
+from fer_utils.cost import count_gmacs, count_params
+from fer_utils.device import set_seed
+from fer_utils.errors import TrainingError
+from fer_utils.models import build_model
+from fer_utils.models.landmark import LandmarkResNet18
+from fer_utils.models.pretrained import imagenet_weights
+from fer_utils.models.resnet import STEMS, resnet18_backbone
+from fer_utils.models.weights import load_backbone, load_weights, save_weights
 from fer_utils.predict import predict_outputs
-from fer_utils.train import TrainConfig, fit, set_seed
+from fer_utils.training import TrainConfig, fit, tasks
+from fer_utils.vision import landmarks
 
 
 def test_points_are_those_of_the_labels():

@@ -14,19 +14,21 @@ import psutil
 import pytest
 from helpers import tiny_faces
 
-from fer_utils import data, landmarks, plots
-from fer_utils.data import DataError, published
-from fer_utils.landmarks import (
+from fer_utils import paths, plots
+from fer_utils.data.sample_faces import make_sample
+from fer_utils.errors import DataError
+from fer_utils.paths import published
+from fer_utils.vision import landmarks
+from fer_utils.vision.landmarks import (
     ATTEMPTS,
     EYES,
     Attempt,
     Landmarks,
-    LandmarksUnavailable,
     label_landmarks,
     load_landmarks,
     mirror_points,
 )
-from fer_utils.sample_faces import make_sample
+from fer_utils.vision.mediapipe_process import LandmarksUnavailable
 
 ROOT = Path(__file__).resolve().parent.parent
 N = 84
@@ -112,8 +114,8 @@ def test_number_of_workers_changes_nothing(sample, labelled, monkeypatch):
 RUN = """\
 import sys
 from pathlib import Path
-from fer_utils import landmarks
-from fer_utils.sample_faces import make_sample
+from fer_utils.vision import landmarks
+from fer_utils.data.sample_faces import make_sample
 if __name__ == "__main__":
     landmarks.CHUNK = 4
     landmarks.label_landmarks(make_sample(12).images, workers=1, cache=Path(sys.argv[1]))
@@ -210,7 +212,7 @@ def test_broken_mediapipe_is_said(needs_mediapipe, sample, tmp_path, monkeypatch
 
 
 def test_without_labelling_mediapipe_is_not_imported():
-    code = "import sys, fer_utils.landmarks, fer_utils.plots; sys.exit('mediapipe' in sys.modules)"
+    code = "import sys, fer_utils.vision.landmarks, fer_utils.plots; sys.exit('mediapipe' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode == 0
 
 
@@ -260,7 +262,7 @@ def test_missing_damaged_and_foreign_tables_are_refused(table, faces, tmp_path):
 
 
 def test_published_files_are_found_where_each_kind_of_run_leaves_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(paths, "PROJECT_ROOT", tmp_path)
     places = {  # inputs -> where the file lies
         "reports": "outputs/checkpoints/02_labels/landmarks.npz",
         "outputs/sample/reports": "outputs/sample/checkpoints/02_labels/landmarks.npz",

@@ -7,11 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fer_utils import local_global
 from fer_utils.augment import to_float
-from fer_utils.checkpoints import TrainingError, load_weights, save_weights
-from fer_utils.flops import count_gmacs, count_params
-from fer_utils.local_global import (
+from fer_utils.cost import count_gmacs, count_params
+from fer_utils.device import set_seed
+from fer_utils.errors import TrainingError
+from fer_utils.models import local_global
+from fer_utils.models.landmark import LandmarkNetwork, LandmarkResNet18
+from fer_utils.models.local_global import (
     QUARTERS,
     VIEWS,
     LocalGlobalNet,
@@ -21,9 +23,9 @@ from fer_utils.local_global import (
     attention_maps,
     cut_regions,
 )
-from fer_utils.models import LandmarkNetwork, LandmarkResNet18
-from fer_utils.tasks import classification
-from fer_utils.train import TrainConfig, fit, set_seed
+from fer_utils.models.weights import load_weights, save_weights
+from fer_utils.training import TrainConfig, fit
+from fer_utils.training.tasks import classification
 
 LOCAL = 4 * (256 * 64 + 2 * 9 * 64 * 64)  # weights of three convolutions for each of four regions
 IMAGES = torch.randn(3, 1, 48, 48, generator=torch.Generator().manual_seed(0))

@@ -3,18 +3,12 @@
 import pytest
 import torch
 
-from fer_utils.checkpoints import TrainingError, load_backbone, load_weights, save_weights
-from fer_utils.flops import count_gmacs, count_params
-from fer_utils.models import (
-    ARCHITECTURES,
-    ATTENTIONS,
-    STEMS,
-    ChannelGates,
-    ChannelShift,
-    LandmarkResNet18,
-    ResNet18,
-    build_model,
-)
+from fer_utils.cost import count_gmacs, count_params
+from fer_utils.errors import TrainingError
+from fer_utils.models import ARCHITECTURES, build_model
+from fer_utils.models.landmark import LandmarkResNet18
+from fer_utils.models.resnet import ATTENTIONS, STEMS, ChannelGates, ChannelShift, ResNet18
+from fer_utils.models.weights import load_backbone, load_weights, save_weights
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 
-from fer_utils.data import PROJECT_ROOT
+from fer_utils.paths import PROJECT_ROOT
 from fer_utils.pipeline.stages import STAGES
 
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fer_utils.config import TrainConfig
-from fer_utils.optim import build_optimizer, count_plateaus, learning_rate
+from fer_utils.training import TrainConfig
+from fer_utils.training.optim import build_optimizer, count_plateaus, learning_rate
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 

@@ -24,7 +24,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from fer_utils.data import FER2013, PROJECT_ROOT, DataError
+from fer_utils.data import FER2013
+from fer_utils.errors import DataError
+from fer_utils.paths import PROJECT_ROOT
 from fer_utils.pipeline import execution, freshness, planning, publish, runner
 from fer_utils.pipeline.notebooks import CodeCell, UsageError, assign_overrides, check_value, declared_parameters, typed
 from fer_utils.pipeline.provenance import code_state
@@ -660,7 +662,7 @@ def test_small_derived_file_comes_with_the_clone(finished: Project, capsys: pyte
         cell(TRAIN + "write('checkpoints/landmarks.npz', 'points')"),
         parameters="epochs = 1\nlr = 0.1\nseeds = [0]",
     )
-    look = "from fer_utils.data import published\npath = published(inputs, '02_train', 'landmarks.npz')"
+    look = "from fer_utils.paths import published\npath = published(inputs, '02_train', 'landmarks.npz')"
     finished.write_notebook("03_look", cell(f"{BEGIN}\n{look}\nwrite('tables/03_look.csv', path.read_text())"))
     assert finished.run("--only", "01,02") == 0
     assert finished.published()["reports/derived/landmarks.npz"] == "points"

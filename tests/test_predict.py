@@ -10,7 +10,7 @@ from torchvision.transforms.functional import ten_crop
 
 from fer_utils import predict
 from fer_utils.augment import to_float
-from fer_utils.data import DataError
+from fer_utils.errors import DataError
 from fer_utils.models import build_model
 from fer_utils.predict import VIEWS, Predictions, load_predictions, predict_logits, predict_outputs
 

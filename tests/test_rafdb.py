@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from fer_utils.data import EMOTIONS, copies_in_train
-from fer_utils.rafdb import load_rafdb
-from fer_utils.readers import DataError
+from fer_utils.data.rafdb import load_rafdb
+from fer_utils.errors import DataError
 from fer_utils.report import data_note
 
 NUMBERS = {1: "surprise", 2: "fear", 3: "disgust", 4: "happy", 5: "sad", 6: "angry", 7: "neutral"}
@@ -109,7 +109,7 @@ def test_colours_are_red_green_blue_and_not_mixed_up(original):
 
 
 def test_official_counts_are_recognized(original, monkeypatch):
-    monkeypatch.setattr("fer_utils.rafdb.OFFICIAL_COUNTS", {"train": 140, "test": 21})
+    monkeypatch.setattr("fer_utils.data.rafdb.OFFICIAL_COUNTS", {"train": 140, "test": 21})
     faces = load_rafdb(original)
     assert faces.standard and data_note(faces) == "RAF-DB: 161 images."
 

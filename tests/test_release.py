@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from fer_utils import release
-from fer_utils.checkpoints import TrainingError, load_classifier, save_compact
-from fer_utils.data import PROJECT_ROOT, load_data, load_sample, published
+from fer_utils.data import load_data
+from fer_utils.data.fer2013 import load_sample
+from fer_utils.errors import TrainingError
 from fer_utils.models import build_model
+from fer_utils.models.weights import load_classifier, save_compact
+from fer_utils.paths import PROJECT_ROOT, published
 from fer_utils.pipeline.execution import run_notebook
 from fer_utils.pipeline.stages import STAGES
 from fer_utils.predict import predict_logits

@@ -10,7 +10,7 @@ import pytest
 from helpers import tiny_faces
 
 from fer_utils import report as report_module
-from fer_utils.data import PROJECT_ROOT
+from fer_utils.paths import PROJECT_ROOT
 from fer_utils.pipeline.meaning import cell_meaning
 from fer_utils.pipeline.page import (
     CLAIMS_BEGIN,

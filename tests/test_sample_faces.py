@@ -8,8 +8,8 @@ import pytest
 from matplotlib.cbook import get_sample_data
 from sklearn.linear_model import RidgeClassifier
 
-from fer_utils import sample_faces
-from fer_utils.sample_faces import ARCHETYPES, SampleFaces, make_sample
+from fer_utils.data import sample_faces
+from fer_utils.data.sample_faces import ARCHETYPES, SampleFaces, make_sample
 
 HAPPY, SAD, SURPRISE, NEUTRAL = 3, 4, 5, 6
 

@@ -10,7 +10,9 @@ import nbformat
 import pandas as pd
 import pytest
 
-from fer_utils.data import EMOTIONS, PROJECT_ROOT, load_sample
+from fer_utils.data import EMOTIONS
+from fer_utils.data.fer2013 import load_sample
+from fer_utils.paths import PROJECT_ROOT
 from fer_utils.pipeline.planning import needed_files
 from fer_utils.pipeline.publish import Folders, published_path
 from fer_utils.pipeline.stages import STAGES

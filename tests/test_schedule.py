@@ -16,12 +16,14 @@ import torch
 from helpers import toy_faces
 from test_pipeline import BEGIN, Project, cell, is_gone, make_project, wait_for
 
+from fer_utils.device import set_seed
 from fer_utils.pipeline import execution, planning, runner, schedule
 from fer_utils.pipeline.planning import Planned
 from fer_utils.pipeline.publish import Folders, publish, remove_leftovers
 from fer_utils.pipeline.schedule import DONE, FAILED, Board, Outcome, last_line, run_together
 from fer_utils.pipeline.stages import Stage
-from fer_utils.train import DEADLINE, OutOfTime, Run, TrainConfig, fit, fit_all, set_seed
+from fer_utils.training import Run, TrainConfig, fit, fit_all
+from fer_utils.training.loop import DEADLINE, OutOfTime
 
 # ---- The plan ----
 

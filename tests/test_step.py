@@ -15,14 +15,14 @@ from helpers import toy_faces
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from fer_utils import tasks
 from fer_utils.augment import NO_AUGMENT, Augment, _beta_quantiles
-from fer_utils.config import TrainConfig
-from fer_utils.local_global import LocalGlobalNet
-from fer_utils.models import ARCHITECTURES, LandmarkResNet18, build_model
-from fer_utils.optim import build_optimizer
-from fer_utils.step import TrainingStep, lerp_together
-from fer_utils.train import freeze, set_modes
+from fer_utils.models import ARCHITECTURES, build_model
+from fer_utils.models.landmark import LandmarkResNet18
+from fer_utils.models.local_global import LocalGlobalNet
+from fer_utils.training import TrainConfig, tasks
+from fer_utils.training.loop import freeze, set_modes
+from fer_utils.training.optim import build_optimizer
+from fer_utils.training.step import TrainingStep, lerp_together
 
 CONFIG = TrainConfig(epochs=2, batch_size=4, lr=0.02, precision="bf16")
 EVERYTHING = {

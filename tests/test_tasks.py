@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
 from fer_utils.augment import NO_AUGMENT
-from fer_utils.tasks import balanced_weights, classification, cross_entropy
+from fer_utils.training.tasks import balanced_weights, classification, cross_entropy
 
 torch.manual_seed(0)
 LOGITS, LABELS = 2 * torch.randn(40, 7), torch.arange(40) % 7

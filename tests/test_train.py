@@ -9,15 +9,17 @@ import torch
 from helpers import toy_faces
 from torch import nn
 
-from fer_utils import train
+from fer_utils import device
 from fer_utils.augment import NO_AUGMENT, Augment
-from fer_utils.checkpoints import TrainingError, save_weights
+from fer_utils.device import set_seed
+from fer_utils.errors import TrainingError
 from fer_utils.models import build_model
-from fer_utils.optim import learning_rate
+from fer_utils.models.weights import save_weights
 from fer_utils.predict import predict_logits, predict_outputs
-from fer_utils.step import sides, train_step
-from fer_utils.tasks import balanced_weights, classification, cross_entropy, landmarks
-from fer_utils.train import TrainConfig, fit, fit_all, seed_runs, set_seed
+from fer_utils.training import TrainConfig, fit, fit_all, seed_runs
+from fer_utils.training.optim import learning_rate
+from fer_utils.training.step import sides, train_step
+from fer_utils.training.tasks import balanced_weights, classification, cross_entropy, landmarks
 
 TRAIN, VAL = toy_faces(160, 0), toy_faces(64, 1)
 CONFIG = TrainConfig(epochs=3, batch_size=32, lr=0.02, precision="fp32")
@@ -199,7 +201,7 @@ def test_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_checkpoint(t
         loss, logits = real_step(*args)
         return (loss * float("nan") if len(steps) == 8 else loss), logits
 
-    monkeypatch.setattr("fer_utils.step.train_step", step_that_breaks)
+    monkeypatch.setattr("fer_utils.training.step.train_step", step_that_breaks)
     with pytest.raises(TrainingError, match=r"nan at step 3 of epoch 2.*epoch 1 is kept"):  # five steps an epoch
         fit(new_model(), TRAIN, VAL, CONFIG, checkpoint=path)
     kept = torch.load(path, weights_only=True)
@@ -227,7 +229,7 @@ def test_weights_spoilt_by_the_last_step_of_an_epoch_are_not_kept(tmp_path, monk
             nn.init.constant_(model.layers[0].weight, float("nan"))
         return steps[-1]
 
-    monkeypatch.setattr("fer_utils.step.train_step", step_that_breaks)
+    monkeypatch.setattr("fer_utils.training.step.train_step", step_that_breaks)
     with pytest.raises(TrainingError, match=rf"the loss is nan on val after epoch {last_step // 5}"):
         fit(new_model(), TRAIN, VAL, CONFIG, checkpoint=path)
     assert not path.exists() or len(torch.load(path)["history"]) == last_step // 5 - 1
@@ -237,18 +239,18 @@ def test_gpu_out_of_memory_says_which_batch_to_try(monkeypatch):
     def no_memory(*args):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("fer_utils.step.train_step", no_memory)
+    monkeypatch.setattr("fer_utils.training.step.train_step", no_memory)
     with pytest.raises(TrainingError, match="batch_size 32; try 16"):
         fit(new_model(), TRAIN, VAL, CONFIG)
 
 
 def test_cuda_is_not_silently_replaced(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert train.select_device("auto").type == "cpu"
+    assert device.select_device("auto").type == "cpu"
     with pytest.raises(TrainingError, match="finds no GPU"):
-        train.select_device("cuda")
+        device.select_device("cuda")
     with pytest.raises(TrainingError, match="gpu"):
-        train.select_device("gpu")
+        device.select_device("gpu")
 
 
 @pytest.mark.parametrize(
@@ -290,11 +292,11 @@ def test_precision_depends_on_processor_and_network_only(monkeypatch):
     cpu, depthwise = torch.device("cpu"), nn.Conv2d(4, 4, 3, groups=4)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert train.choose_precision(nn.Conv2d(4, 4, 3), cpu) == "fp32"
+    assert device.choose_precision(nn.Conv2d(4, 4, 3), cpu) == "fp32"
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert train.choose_precision(nn.Conv2d(4, 4, 3), cpu) == "bf16"
-    assert train.choose_precision(nn.Conv2d(1, 4, 3), cpu) == train.choose_precision(new_model(), cpu) == "bf16"
-    assert train.choose_precision(nn.Sequential(nn.Conv2d(4, 4, 1), depthwise), cpu) == "fp32"
+    assert device.choose_precision(nn.Conv2d(4, 4, 3), cpu) == "bf16"
+    assert device.choose_precision(nn.Conv2d(1, 4, 3), cpu) == device.choose_precision(new_model(), cpu) == "bf16"
+    assert device.choose_precision(nn.Sequential(nn.Conv2d(4, 4, 1), depthwise), cpu) == "fp32"
 
 
 def test_nothing_stays_frozen_and_no_gradient_stays_in_memory_when_training_is_interrupted():
@@ -320,7 +322,7 @@ def watch_steps(monkeypatch, look) -> list:
         seen.append(look(model, optimizer, inputs, targets, loss))
         return loss, outputs
 
-    monkeypatch.setattr("fer_utils.step.train_step", watched)
+    monkeypatch.setattr("fer_utils.training.step.train_step", watched)
     return seen
 
 

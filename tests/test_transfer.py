@@ -14,14 +14,20 @@ from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.vgg import cfgs, make_layers
 
-from fer_utils import internet, tasks
+from fer_utils import internet
 from fer_utils.augment import NO_AUGMENT, Augment
-from fer_utils.checkpoints import TrainingError, load_backbone, save_weights
-from fer_utils.flops import count_gmacs, count_params
-from fer_utils.models import VGG16, LandmarkNetwork, LandmarkResNet18, ResNet18, imagenet_weights, vgg16_backbone
-from fer_utils.optim import build_optimizer, lr_factor
-from fer_utils.step import train_step
-from fer_utils.train import TrainConfig, fit, set_modes, set_seed
+from fer_utils.cost import count_gmacs, count_params
+from fer_utils.device import set_seed
+from fer_utils.errors import TrainingError
+from fer_utils.models.landmark import LandmarkNetwork, LandmarkResNet18
+from fer_utils.models.pretrained import imagenet_weights
+from fer_utils.models.resnet import ResNet18
+from fer_utils.models.vgg import VGG16, vgg16_backbone
+from fer_utils.models.weights import load_backbone, save_weights
+from fer_utils.training import TrainConfig, fit, tasks
+from fer_utils.training.loop import set_modes
+from fer_utils.training.optim import build_optimizer, lr_factor
+from fer_utils.training.step import train_step
 
 CONFIG = TrainConfig(epochs=2, batch_size=16, lr=0.05, precision="fp32")
 
@@ -133,7 +139,7 @@ def test_frozen_parameters_need_no_gradient_while_learning_and_are_freed_afterwa
         seen.append({name for name, p in network.named_parameters() if not p.requires_grad})
         return real_step(network, *others)
 
-    monkeypatch.setattr("fer_utils.step.train_step", watch)
+    monkeypatch.setattr("fer_utils.training.step.train_step", watch)
     fit(model, TRAIN, VAL, replace(CONFIG, lr_factors=FROZEN))
     assert seen and all(
         names == {n for n, _ in model.named_parameters() if n.startswith("backbone.")} for names in seen

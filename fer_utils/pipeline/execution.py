@@ -18,7 +18,7 @@ from typing import TextIO
 
 from PIL import Image
 
-from fer_utils.data import atomic_write
+from fer_utils.paths import atomic_write
 from fer_utils.pipeline.notebooks import UsageError
 
 KERNEL = "python3"

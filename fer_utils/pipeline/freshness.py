@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fer_utils.data import atomic_write
+from fer_utils.paths import atomic_write
 from fer_utils.pipeline.meaning import cell_hash, module_hashes
 from fer_utils.pipeline.notebooks import CodeCell
 

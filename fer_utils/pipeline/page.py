@@ -8,11 +8,10 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
-from fer_utils.data import PROJECT_ROOT, atomic_write
+from fer_utils.paths import ASSETS, PROJECT_ROOT, atomic_write
 from fer_utils.pipeline.execution import shrink_picture
 from fer_utils.report import CLAIM_COLUMNS, SUMMARY_COLUMNS, format_cell, write_csv
 
-ASSETS = Path(__file__).parents[1] / "assets"
 CLAIMS_BEGIN, CLAIMS_END = "<!-- claims: generated from reports/tables/claims.csv -->", "<!-- end of claims -->"
 RESULTS_BEGIN, RESULTS_END = "<!-- results: generated from reports/summary.csv -->", "<!-- end of results -->"
 TIMES_BEGIN, TIMES_END = "<!-- times: generated from reports/provenance.json -->", "<!-- end of times -->"

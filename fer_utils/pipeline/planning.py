@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from fer_utils.data import FER2013, HOW_TO_GET, download_fer2013, find_data, find_ferplus, load_data
+from fer_utils.data.dataset import FER2013
+from fer_utils.data.fer2013 import HOW_TO_GET, download_fer2013, find_data, load_data
+from fer_utils.data.ferplus import find_ferplus
+from fer_utils.data.rafdb import load_rafdb
 from fer_utils.pipeline.freshness import (
     Record,
     content_hash,
@@ -31,7 +34,6 @@ from fer_utils.pipeline.notebooks import (
 )
 from fer_utils.pipeline.publish import Folders, published_path
 from fer_utils.pipeline.stages import PROFILES, Stage
-from fer_utils.rafdb import load_rafdb
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
-from fer_utils.data import FER2013
+from fer_utils.data.dataset import FER2013
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "pandas", "scikit-learn", "opencv-contrib-python", "mediapipe"),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fer_utils.data import atomic_write
+from fer_utils.paths import atomic_write
 from fer_utils.pipeline.freshness import content_hash, write_manifest
 from fer_utils.pipeline.notebooks import UsageError
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from fer_utils.data import PROJECT_ROOT, atomic_write
+from fer_utils.paths import PROJECT_ROOT, atomic_write
 from fer_utils.pipeline.freshness import content_hash, damaged, damaged_checkpoints, missing_record, read_record
 from fer_utils.pipeline.meaning import module_meaning
 from fer_utils.pipeline.provenance import last_run

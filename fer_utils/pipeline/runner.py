@@ -18,8 +18,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TextIO
 
-from fer_utils.data import PROJECT_ROOT, DataError, atomic_write
+from fer_utils.errors import DataError
 from fer_utils.internet import OFFLINE, WEIGHTS_SERVER, why_out_of_reach
+from fer_utils.paths import PROJECT_ROOT, atomic_write
 from fer_utils.pipeline.execution import (
     StageFailed,
     TimeIsUp,

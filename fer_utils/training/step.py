@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from fer_utils.augment import to_float
-from fer_utils.config import TrainConfig
-from fer_utils.optim import ema_weight, learning_rate
-from fer_utils.tasks import Compare, Task
+from fer_utils.training.config import TrainConfig
+from fer_utils.training.optim import ema_weight, learning_rate
+from fer_utils.training.tasks import Compare, Task
 
 
 class TrainingStep:

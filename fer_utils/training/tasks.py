@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fer_utils.augment import Augment, augment_batch, augment_with_points, mix
-from fer_utils.data import EMOTIONS
+from fer_utils.data.constants import EMOTIONS
 
 PIXELS = 48  # width of an image: losses and errors of landmarks are given in its pixels
 

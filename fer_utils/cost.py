@@ -13,12 +13,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fer_utils.models.build import ARCHITECTURES, build_model
+from fer_utils.models.efficientnet import EfficientNetB0
+from fer_utils.models.resnet import STEMS
+from fer_utils.predict import VIEWS
+
 with warnings.catch_warnings():  # fvcore still decorates with torch.jit.script, which newer torch calls outdated
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*deprecated", category=FutureWarning)
     from fvcore.nn import FlopCountAnalysis
-
-from fer_utils.models import ARCHITECTURES, STEMS, EfficientNetB0, build_model
-from fer_utils.predict import VIEWS
 
 FAMILIES = {"baseline_cnn": [None], "resnet18": [*STEMS], "efficientnet": [*EfficientNetB0.stems]}  # and their stems
 

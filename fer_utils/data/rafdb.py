@@ -14,17 +14,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from fer_utils.data import FER2013, project_path
-from fer_utils.readers import (
-    EMOTIONS,
-    IMAGE_FORMATS,
-    MAX_IMAGE_BYTES,
-    MAX_IMAGE_SIDE,
-    SPLITS,
-    DataError,
-    cut_validation,
-    is_hidden,
-)
+from fer_utils.data.constants import EMOTIONS, SPLITS
+from fer_utils.data.dataset import FER2013
+from fer_utils.data.readers import IMAGE_FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_SIDE, cut_validation, is_hidden
+from fer_utils.errors import DataError
+from fer_utils.paths import project_path
 
 SIDE = 100
 CLASSES = ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral")  # numbers 1 to 7

@@ -10,9 +10,7 @@ import hashlib
 import io
 import multiprocessing
 import os
-import signal
 import struct
-import threading
 import time
 import zipfile
 import zlib
@@ -20,16 +18,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from fer_utils.data import FER2013, DataError, atomic_write
+from fer_utils.data.constants import IMAGE_SIZE
+from fer_utils.data.dataset import FER2013
+from fer_utils.errors import DataError
+from fer_utils.paths import atomic_write
+from fer_utils.vision.mediapipe_process import INSTALL, LandmarksUnavailable, mediapipe_version, prepare_worker
 
 POINTS = ("left_eye", "right_eye", "left_lip_corner", "right_lip_corner")  # left: on the left of the image
-SIZE = 48  # pixels of a face
 CHUNK = 500  # images that are labelled, and saved, in one go
 
 # Points of the mesh whose mean is the eye centre, for the eye on the left and on the right of the image.
@@ -42,12 +42,6 @@ EYES = {
     "iris": ((468, 469, 470, 471, 472), (473, 474, 475, 476, 477)),
 }
 LIP_CORNERS = ((61,), (291,))
-
-INSTALL = "install the version named in requirements.lock (there is none for Linux on ARM)"
-
-
-class LandmarksUnavailable(RuntimeError):
-    """MediaPipe cannot be used here; the message is one plain sentence that says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,7 @@ class Attempt:
 
     def restore(self, points: np.ndarray) -> np.ndarray:
         """Points (4,2) as fractions of the prepared image -> as fractions of the original one."""
-        points = (points * (SIZE + 2 * self.pad) - self.pad) / SIZE
+        points = (points * (IMAGE_SIZE + 2 * self.pad) - self.pad) / IMAGE_SIZE
         return mirror_points(points) if self.mirrored else points
 
 
@@ -181,14 +175,6 @@ def label_landmarks(
     return Landmarks(points, found >= 0, np.array(method)[found], image_fingerprint(images), version)
 
 
-def mediapipe_version() -> str:
-    """The installed version of MediaPipe, which is not imported; LandmarksUnavailable when there is none."""
-    try:
-        return metadata.version("mediapipe")
-    except metadata.PackageNotFoundError:
-        raise LandmarksUnavailable(f"MediaPipe is not installed; {INSTALL}") from None
-
-
 # --- Chunks, workers, progress ----------------------------------------------------------------------------------------
 
 
@@ -212,7 +198,7 @@ def _run_workers(
     if not chunks:
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy threads and GPU handles of the parent
-    pool = ProcessPoolExecutor(min(workers, len(chunks)), context, _prepare_worker)
+    pool = ProcessPoolExecutor(min(workers, len(chunks)), context, prepare_worker)
     try:
         jobs = {pool.submit(_label_chunk, chunk, attempts, eyes): start for start, chunk in chunks.items()}
         for job in as_completed(jobs):
@@ -261,21 +247,6 @@ class _Meter:
     def _count(self, found: np.ndarray) -> None:
         self.done += len(found)
         self.with_face += int((found >= 0).sum())
-
-
-# --- Inside a worker --------------------------------------------------------------------------------------------------
-
-
-def _prepare_worker() -> None:
-    """Keep a new worker quiet, leave Ctrl-C to its parent, and let it end with its parent, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MediaPipe's C++ code logs there and cannot be told not to
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _label_chunk(images: np.ndarray, attempts: tuple[Attempt, ...], eyes: str) -> tuple[np.ndarray, np.ndarray]:

@@ -12,17 +12,17 @@ The same seed gives the same bytes on one machine; other versions of NumPy or Op
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 from matplotlib.cbook import get_sample_data
 from matplotlib.tri import Triangulation
 
-SIZE = 48  # pixels of a finished face
-CANVAS = 4 * SIZE  # pixels of a face while it is drawn
+from fer_utils.data.constants import IMAGE_SIZE
+from fer_utils.paths import ASSETS
+
+CANVAS = 4 * IMAGE_SIZE  # pixels of a face while it is drawn
 CORNER, CROP = np.array([89, 58]), 350  # the part of the portrait that is used: upper left corner and side, in pixels
-ASSETS = Path(__file__).parent / "assets"
 MESH_FILE = ASSETS / "grace_hopper_mesh.csv"  # x, y, z in pixels of the portrait
 STROKES_FILE = ASSETS / "grace_hopper_strokes.json"  # what is retouched: lists of [width, corners], in the same pixels
 
@@ -270,7 +270,7 @@ def _draw_face(sitter: _Sitter, archetype: dict[str, float], rng: np.random.Gene
     canvas = _warp(_make_up(sitter, units, rng), sitter.mesh[:, :2], points)
     _paint_eyes(canvas, points, eye_distance)
     _paint_mouth(canvas, points, eye_distance, units)
-    image = _expose(cv2.resize(canvas, (SIZE, SIZE), interpolation=cv2.INTER_AREA), rng)
+    image = _expose(cv2.resize(canvas, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA), rng)
     eyes = [points[corners].mean(0) for corners in EYE_CORNERS]
     landmarks = np.array([*eyes, *points[LIP_CORNERS]], np.float32) / CANVAS
     return _mirror(image, landmarks) if rng.random() < 0.5 else (image, landmarks)
@@ -346,7 +346,7 @@ def _paint_mouth(canvas: np.ndarray, points: np.ndarray, eye_distance: float, un
 
 def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Light from one side, blur, contrast, brightness and noise of a camera: (48,48) uint8."""
-    x = np.linspace(-1, 1, SIZE)
+    x = np.linspace(-1, 1, IMAGE_SIZE)
     light = 1 + rng.normal(0, 0.15) * x + rng.normal(0, 0.1) * x[:, None]
     image = cv2.GaussianBlur(image * light, (0, 0), rng.uniform(0.2, 0.5))
     image = (image - 128) * rng.uniform(0.75, 1.25) + 128 + rng.normal(0, 18)

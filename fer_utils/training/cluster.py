@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fer_utils.checkpoints import TrainingError
+from fer_utils.errors import TrainingError
 
 if TYPE_CHECKING:  # train imports this module
-    from fer_utils.train import FitResult, Run
+    from fer_utils.training.loop import FitResult, Run
 
 CONNECT_SECONDS = 30
 ATTEMPT = """\
@@ -129,7 +129,8 @@ def _require_machine(ray: ModuleType, kind: str, amount: int) -> None:
 
 def _train(run: "Run", device: str, threads: int, *arrays: np.ndarray) -> Any:
     """In a worker: train one run as fit_all does locally; returns weights and result, or the TrainingError."""
-    from fer_utils.train import fit_all, select_device
+    from fer_utils.device import select_device
+    from fer_utils.training.loop import fit_all
 
     os.environ.pop("FER_RAY", None)  # workers inherit it from `ray start`, but a run is handed over only once
     torch.set_num_threads(threads)

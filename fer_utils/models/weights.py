@@ -1,6 +1,5 @@
-"""Weights and the state of a training run on disk: written whole, read back safely, refused when they do not fit."""
+"""Weights of trained models on disk: written whole, read back safely, refused when they do not fit."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -12,22 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from fer_utils.config import TrainConfig
-from fer_utils.data import EMOTIONS
-from fer_utils.models import BaselineCNN, EfficientNetB0, ResNet18
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message is one plain sentence that says why and what to do."""
-
-
-def checkpoint_file(folder: Path, label: str, config: TrainConfig, fingerprint: str) -> Path:
-    """Where a run keeps its checkpoint: the name changes with the settings and the data, so runs never mix.
-
-    label: what distinguishes models, e.g. "baseline_cnn". fingerprint: of the data (FER2013.fingerprint).
-    """
-    digest = hashlib.sha256(f"{config}{fingerprint}".encode()).hexdigest()[:10]
-    return folder / f"{label}-seed{config.seed}-{digest}.pt"
+from fer_utils.data.constants import EMOTIONS
+from fer_utils.errors import TrainingError
+from fer_utils.models.baseline import BaselineCNN
+from fer_utils.models.efficientnet import EfficientNetB0
+from fer_utils.models.resnet import ResNet18
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -103,34 +91,13 @@ def _backbone(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _read_weights(path: str | Path) -> dict:
     """What save_weights or save_compact wrote; TrainingError when the file is missing or damaged."""
     path = Path(path)
-    state = (_read_compact if path.suffix == ".safetensors" else _read)(path) if path.exists() else None
+    state = (_read_compact if path.suffix == ".safetensors" else read_torch_file)(path) if path.exists() else None
     if not isinstance(state, dict) or not state.keys() >= {"signature", "weights"}:
         raise TrainingError(f"{path} is missing or damaged; run the notebook that trains this model to make it")
     return state
 
 
-def write_checkpoint(state: dict, path: Path) -> None:
-    """Write the state of a run; the one before it stays beside it as *.previous, should this one be damaged."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".tmp")
-    torch.save(state, fresh)
-    if path.exists():
-        os.replace(path, _previous(path))
-    os.replace(fresh, path)
-
-
-def drop_previous(path: Path) -> None:
-    """Remove the state before the newest one, once training is complete: checkpoints are large."""
-    _previous(path).unlink(missing_ok=True)
-
-
-def read_checkpoint(path: Path) -> dict | None:
-    """The newest readable checkpoint: `path`, else the one saved before it; None when there is neither."""
-    existing = [candidate for candidate in (path, _previous(path)) if candidate.exists()]
-    return next((state for state in map(_read, existing) if state is not None), None)
-
-
-def _read(path: Path) -> dict | None:
+def read_torch_file(path: Path) -> dict | None:
     """A file of torch.save; None, and a printed line, when it is damaged.
 
     weights_only refuses pickles that would run code: such a file counts as damaged.
@@ -152,10 +119,6 @@ def _read_compact(path: Path) -> dict | None:
         print(f"{path.name} cannot be read ({type(error).__name__}) and is ignored", flush=True)
         return None
     return {"signature": about, "weights": {k: t.float() if t.is_floating_point() else t for k, t in weights.items()}}
-
-
-def _previous(path: Path) -> Path:
-    return path.with_suffix(".previous")
 
 
 def signature(model: nn.Module) -> dict:

@@ -18,11 +18,11 @@ from typing import BinaryIO, TextIO
 import numpy as np
 from PIL import Image
 
-EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
-SPLITS = ("train", "val", "test")
+from fer_utils.data.constants import EMOTIONS, IMAGE_SIZE
+from fer_utils.errors import DataError
+
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
-SIZE = 48
-PIXELS = SIZE * SIZE
+PIXELS = IMAGE_SIZE * IMAGE_SIZE
 VAL_FRACTION = 0.1  # of train, where the source has no validation split of its own
 VAL_SEED = 2013
 
@@ -44,10 +44,6 @@ CLASS_FOLDERS = {name: label for label, name in enumerate(EMOTIONS)} | {
 }
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")
 DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError)  # RuntimeError: password, odd method
-
-
-class DataError(ValueError):
-    """The data cannot be used; the message is one plain sentence: what, where, how to fix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +158,7 @@ def parse_row(row: list[str], columns: tuple[int, int, int]) -> tuple[np.ndarray
     if pixels.max() > 255:
         raise ValueError("out of range")
     # reshape refuses any other number of pixels
-    return pixels.astype(np.uint8).reshape(SIZE, SIZE), label, USAGES[usage.strip().lower()]
+    return pixels.astype(np.uint8).reshape(IMAGE_SIZE, IMAGE_SIZE), label, USAGES[usage.strip().lower()]
 
 
 def explain_row(row: list[str], columns: tuple[int, int, int]) -> tuple[str, str]:
@@ -278,9 +274,9 @@ def decode_image(data: bytes, where: str) -> tuple[np.ndarray, bool]:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             if max(image.size) > MAX_IMAGE_SIDE or image.mode.startswith(("I", "F")):
                 raise ValueError(f"{image.width} x {image.height} pixels of type {image.mode}")
-            if image.mode == "L" and image.size == (SIZE, SIZE):
+            if image.mode == "L" and image.size == (IMAGE_SIZE, IMAGE_SIZE):
                 return np.asarray(image), False
-            return np.asarray(image.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR)), True
+            return np.asarray(image.convert("L").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)), True
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else error
         raise DataError(f"{where} is not a readable image ({reason}); replace or delete it") from error
@@ -298,7 +294,7 @@ def cut_validation(labels: np.ndarray, split_ids: np.ndarray) -> np.ndarray:
 
 def _read_images(names: list[str], read: Callable[[str], bytes], where: str, form: str) -> RawFaces:
     found = _find_images(names, where)
-    images = np.empty((len(found), SIZE, SIZE), np.uint8)
+    images = np.empty((len(found), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     converted = 0
     for i, (*_, name) in enumerate(found):
         images[i], changed = decode_image(read(name), f"{where}/{name}")

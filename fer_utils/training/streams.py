@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from fer_utils.step import TrainingStep
+from fer_utils.training.step import TrainingStep
 
 
 class CpuStream:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet50
 
-from fer_utils.models import ChannelGates, LandmarkNetwork, resnet_backbone
+from fer_utils.models.landmark import LandmarkNetwork
+from fer_utils.models.resnet import ChannelGates, resnet_backbone
 
 VIEWS = ("global", "local", "fused")  # what the classifier gets to know
 REGIONS = ("patches", "whole", "landmarks")

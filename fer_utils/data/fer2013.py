@@ -1,0 +1,162 @@
+"""FER2013 (Goodfellow et al. 2013, arXiv:1307.0414) as arrays: find it, load it, check it, cache it.
+
+35,887 grey faces of 48x48 pixels in seven classes. train, val and test are always the challenge's Training, PublicTest
+and PrivateTest. `load_data()` is what a notebook needs; without FER2013 it gives the embedded sample and says so.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from fer_utils import paths
+from fer_utils.data import readers, sample_faces
+from fer_utils.data.cache import cached, digest, source_key
+from fer_utils.data.constants import EMOTIONS, OFFICIAL_COUNTS, SPLITS
+from fer_utils.data.dataset import FER2013
+from fer_utils.data.readers import CSV_NAMES, RawFaces
+from fer_utils.errors import DataError
+from fer_utils.paths import project_path
+
+KAGGLE_PAGE = "https://www.kaggle.com/datasets/msambare/fer2013"
+HOW_TO_GET = f"download archive.zip from {KAGGLE_PAGE} into the project's data folder, or set FER_DATA to its path"
+
+
+# --- Find -------------------------------------------------------------------------------------------------------------
+
+
+def find_data(source: str | Path = "auto") -> Path | None:
+    """Return where the data is; None means the embedded sample.
+
+    "sample" is the sample; "auto" is $FER_DATA if set, else what lies in data/, else the sample; anything else is a
+    path. DataError if $FER_DATA or the path does not exist or holds no FER2013: nothing is ever substituted for it.
+    """
+    if source == "sample":
+        return None
+    if source != "auto":
+        return _existing(source, "the data path")
+    if os.environ.get("FER_DATA"):
+        return _existing(os.environ["FER_DATA"], "FER_DATA")
+    return _search(paths.DATA_DIR)
+
+
+def _existing(source: str | Path, what: str) -> Path:
+    path = project_path(source)
+    if not path.exists():
+        raise DataError(f"{what} {str(source)!r} does not exist; correct it, or {HOW_TO_GET}")
+    found = _search(path) if path.is_dir() else path
+    if found is None:
+        raise DataError(f"{what} {str(source)!r} is a folder without FER2013; correct it, or {HOW_TO_GET}")
+    return found
+
+
+def _search(folder: Path) -> Path | None:
+    """Look for FER2013 in a folder and in its subfolders, first by the usual names, then by content."""
+    if not folder.is_dir():
+        return None
+    subfolders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    for place in [folder, *subfolders]:
+        for name in (*CSV_NAMES, "archive.zip", "fer2013.zip"):
+            if (place / name).is_file():
+                return place / name
+        for path in (*sorted(place.glob("*.zip")), *sorted(place.glob("*.csv")), place):
+            if readers.is_fer2013(path):
+                return path
+    return None
+
+
+def download_fer2013() -> Path:
+    """Download msambare/fer2013 from Kaggle into data/fer2013 with kagglehub; return that folder."""
+    target, unfinished = paths.DATA_DIR / "fer2013", paths.DATA_DIR / ".fer2013_unfinished"
+    if target.exists():
+        return target
+    try:
+        import kagglehub
+
+        kagglehub.dataset_download("msambare/fer2013", output_dir=str(unfinished), force_download=True)
+        unfinished.replace(target)
+    except Exception as error:  # kagglehub raises many unrelated types: no network, no credentials, quota
+        raise DataError(
+            f"FER2013 could not be downloaded ({type(error).__name__}); check the network and the Kaggle log-in, "
+            f"or {HOW_TO_GET}"
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return target
+
+
+# --- Load -------------------------------------------------------------------------------------------------------------
+
+
+def load_data(source: str | Path = "auto", cache_dir: Path | None = None) -> FER2013:
+    """Find and load the data (see `find_data`) and print what it is; "auto" without data gives the sample, loudly."""
+    path = find_data(source)
+    faces = load_fer2013(path, cache_dir) if path else load_sample(cache_dir)
+    counts = " / ".join(f"{len(faces.where(split)):,} {split}" for split in SPLITS)
+    print(f"{f'FER2013 from {path.name}' if path else 'EMBEDDED SAMPLE'}: {counts} images")
+    for note in faces.notes:
+        print(f"  note: {note}")
+    if source == "auto" and not path:
+        print(f"  NO FER2013 WAS FOUND, so this is the sample. For real results {HOW_TO_GET}.")
+    return faces
+
+
+def load_fer2013(path: str | Path, cache_dir: Path | None = None) -> FER2013:
+    """Load FER2013 from a CSV, zip or folder, told apart by content; DataError says in a sentence what is wrong.
+
+    The arrays are kept in `cache_dir` (default data/cache), so that the next load takes a fraction of a second.
+    """
+    path = project_path(path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist; {HOW_TO_GET}")
+    cache_name = f"{path.name}-{digest(str(path.resolve()).encode())[:8]}.npz"
+    try:
+        return cached(cache_name, cache_dir, source_key(path), lambda: _check(readers.read_source(path), path.name))
+    except OSError as error:
+        raise DataError(f"{error.filename or path} cannot be read ({error.strerror}); check its permissions") from error
+
+
+def load_sample(cache_dir: Path | None = None) -> FER2013:
+    """Load the embedded sample: faces rendered from one photograph, for trying and testing, not for results."""
+    made_from = (sample_faces.__file__, sample_faces.MESH_FILE, sample_faces.STROKES_FILE)
+    key = digest(*(Path(file).read_bytes() for file in made_from))
+    return cached("sample.npz", cache_dir, key, _make_sample)
+
+
+def _make_sample() -> FER2013:
+    sample = sample_faces.make_sample()
+    names = np.array([f"sample {i}" for i in range(len(sample.labels))])
+    note = "rendered from one photograph, for trying and testing; its numbers say nothing about FER2013"
+    return _arrange(RawFaces(sample.images, sample.labels, sample.split, names, "sample"), (note,), standard=False)
+
+
+def _check(raw: RawFaces, where: str) -> FER2013:
+    """Refuse data that lacks a class in a split; note what differs from the official data."""
+    counts = {
+        split: tuple(np.bincount(raw.labels[raw.split_ids == i], minlength=len(EMOTIONS)).tolist())
+        for i, split in enumerate(SPLITS)
+    }
+    for split in SPLITS:
+        for emotion, count in zip(EMOTIONS, counts[split], strict=True):
+            if not count:
+                raise DataError(f"{where} has no {emotion!r} image in {split}; download the complete data again")
+    notes = list(raw.notes)
+    if counts != OFFICIAL_COUNTS:
+        differ = [
+            f"{split} has {sum(counts[split]):,} images (official {sum(OFFICIAL_COUNTS[split]):,})"
+            for split in SPLITS
+            if counts[split] != OFFICIAL_COUNTS[split]
+        ]
+        notes.append(f"non-standard data, class counts differ from the official ones: {', '.join(differ)}")
+    n_constant = int((raw.images.min((1, 2)) == raw.images.max((1, 2))).sum())
+    if n_constant:
+        notes.append(f"{n_constant:,} images are constant, a single grey level without a face")
+    return _arrange(raw, tuple(notes), standard=counts == OFFICIAL_COUNTS)
+
+
+def _arrange(raw: RawFaces, notes: tuple[str, ...], standard: bool) -> FER2013:
+    order = np.argsort(raw.split_ids, kind="stable")
+    images, labels, split_ids = raw.images[order], raw.labels[order], raw.split_ids[order]
+    fingerprint = digest(images, labels, split_ids)
+    return FER2013(images, labels, split_ids, raw.names[order], raw.form, fingerprint, notes, standard)

@@ -1,0 +1,72 @@
+"""FER+ (Barsoum et al. 2016, arXiv:1608.01041): ten crowd votes for each image of FER2013."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from fer_utils import paths
+from fer_utils.data import readers
+from fer_utils.data.dataset import FER2013
+from fer_utils.data.fer2013 import HOW_TO_GET
+from fer_utils.errors import DataError
+
+FERPLUS_EMOTIONS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
+FERPLUS_COLUMNS = (*FERPLUS_EMOTIONS, "unknown", "NF")  # NF: no face
+
+
+def find_ferplus(source: Path | None) -> tuple[Path, Path | None] | None:
+    """Look for fer2013new.csv and row_of_file.csv beside the data and in data/; (votes, row map or None), or None."""
+    beside = [source, source.parent] if source else []
+    folders = [*beside, paths.DATA_DIR]
+    votes, row_map = (
+        next((folder / name for folder in folders if (folder / name).is_file()), None)
+        for name in ("fer2013new.csv", "row_of_file.csv")
+    )
+    return (votes, row_map) if votes else None
+
+
+def load_ferplus(votes_csv: Path, faces: FER2013, row_map: Path | None = None) -> np.ndarray:
+    """Return the ten crowd votes of every face, (N,10) int64 in the order of FERPLUS_COLUMNS and of `faces`.
+
+    FER+ (Barsoum et al. 2016, arXiv:1608.01041) labels the rows of fer2013.csv. Faces from a zip or folder need
+    `row_map`, a CSV with the columns path and row that names the row of each file. DataError if they cannot be aligned.
+    """
+    table = _read_columns(votes_csv, ("Usage", *FERPLUS_COLUMNS))
+    rows = _official_rows(faces, row_map)
+    split_ids = np.array([readers.USAGES.get(usage.strip().lower(), -1) for usage, *_ in table])
+    if rows.max() >= len(table) or (split_ids[rows] != faces.split_ids).any():
+        raise DataError(f"{votes_csv.name} has other rows or splits than the data; download both again")
+    return np.array([_to_ints(votes, votes_csv) for _, *votes in table])[rows]
+
+
+def _official_rows(faces: FER2013, row_map: Path | None) -> np.ndarray:
+    """Return the row of fer2013.csv (N,) int64 of every face."""
+    if faces.form in ("csv", "icml_csv") and faces.standard:
+        return np.array([int(name.removeprefix("row ")) for name in faces.names])
+    if faces.form not in ("zip", "folder"):
+        raise DataError(f"FER+ votes belong to the official FER2013, not to this data ({faces.form}); {HOW_TO_GET}")
+    if row_map is None:
+        raise DataError("FER+ follows the rows of fer2013.csv; put row_of_file.csv beside the data, or use fer2013.csv")
+    table = _read_columns(row_map, ("path", "row"))
+    row_of = {readers.place_of(path): _to_ints([row], row_map)[0] for path, row in table}
+    rows = [row_of.get(readers.place_of(name), -1) for name in faces.names]
+    if min(rows) < 0:
+        missing = faces.names[rows.index(-1)]
+        raise DataError(f"{row_map.name} lacks {rows.count(-1):,} images, such as {missing}; use Kaggle's file names")
+    return np.array(rows)
+
+
+def _read_columns(path: Path, columns: tuple[str, ...]) -> list[list[str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            return [[row[column] or "" for column in columns] for row in csv.DictReader(stream)]
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path.name} is no table with the columns {', '.join(columns)}; download it again") from error
+
+
+def _to_ints(texts: list[str], path: Path) -> list[int]:
+    try:
+        return [int(text) for text in texts]
+    except ValueError as error:
+        raise DataError(f"{path.name} holds text instead of a number ({error}); download it again") from error

@@ -1,0 +1,46 @@
+"""EfficientNet-B0 for one channel."""
+
+import torch
+from torch import nn
+from torchvision.models import efficientnet_b0
+
+
+class EfficientNetB0(nn.Module):
+    """EfficientNet-B0 (Tan & Le 2019, arXiv:1905.11946) for one channel.
+
+    Made for 224x224 pixels, it halves an image five times: 48 pixels end as 2x2.
+    """
+
+    stems = ("imagenet", "small")  # stride of the first convolution: 2 or 1
+
+    def __init__(
+        self, num_classes: int = 7, stem: str = "imagenet", imagenet: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        """stem: one of `stems`; ValueError lists them. imagenet: from imagenet_weights("efficientnet_b0"), else random.
+
+        The kernels of the ImageNet stem are summed over red, green and blue.
+        """
+        super().__init__()
+        if stem not in self.stems:
+            raise ValueError(f"there is no stem {stem!r}; choose one of {', '.join(self.stems)}")
+        body = efficientnet_b0()
+        if imagenet is not None:
+            body.load_state_dict(imagenet)
+        old = body.features[0][0]
+        conv = nn.Conv2d(1, old.out_channels, 3, stride=2 if stem == "imagenet" else 1, padding=1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out")  # as torchvision does
+        if imagenet is not None:
+            conv.load_state_dict({"weight": old.weight.sum(1, keepdim=True)})
+        body.features[0][0] = conv
+        self.backbone = body.features  # (N,1,48,48) -> (N,1280,2,2), or (N,1280,3,3) with the small stem
+        self.backbone.stem = stem  # all shapes are those of the other stem
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(body.classifier[1].in_features, num_classes),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N,1,48,48) float -> (N,num_classes) logits."""
+        return self.head(self.backbone(images))

@@ -1,0 +1,1 @@
+"""Faces in pictures: landmarks, detection, crops, photos, videos."""

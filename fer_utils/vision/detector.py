@@ -1,0 +1,135 @@
+"""Find faces in any image with MediaPipe's face detector."""
+
+import functools
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+import numpy as np
+
+from fer_utils.data.constants import IMAGE_SIZE
+from fer_utils.vision.mediapipe_process import INSTALL, LandmarksUnavailable, mediapipe_version, prepare_worker
+
+RANGES = ("short", "full")  # MediaPipe's two detectors: faces up to about 2 m from the camera, and up to about 5 m
+
+# The detector's box in FER2013's own images: its side, and how far its middle lies below that of the image, both in
+# sides of the image (medians over val, of which notebook 09 measures a part again). A crop of another photo is laid
+# around the box likewise.
+BOX_IN_CROP = {"short": (0.85, 0.07), "full": (0.87, 0.03)}
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One face in an image; all lengths in pixels.
+
+    box: left, top, width, height, as detected. score: how sure the detector is, 0 to 1, nan without a detector.
+    square: left, top, side of the crop. points: x and y of eyes, nose tip, mouth and ears, (6,2); (0,2) without one.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    square: tuple[float, float, float]
+    points: np.ndarray
+
+
+Finder = Callable[..., list[Face]]  # finder(image, ranges=..., confidence=...)
+
+
+# --- Find -------------------------------------------------------------------------------------------------------------
+
+
+def start_finder() -> tuple[Finder, str]:
+    """The face detector, and "". Where MediaPipe cannot be used: `whole_image`, and a sentence that says so and why."""
+    try:
+        finder = FaceFinder()
+        finder(np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))
+    except LandmarksUnavailable as error:
+        return whole_image, f"Faces cannot be found: {error}. Each whole image is taken for one face."
+    return finder, ""
+
+
+def whole_image(image: np.ndarray, ranges: Sequence[str] = RANGES, confidence: float = 0.5) -> list[Face]:
+    """Take the largest square in the middle of an image for a face; for where there is no detector."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    return [Face((left, top, side, side), float("nan"), (left, top, side), np.empty((0, 2)))]
+
+
+class FaceFinder:
+    """MediaPipe's face detector, BlazeFace (Bazarevsky et al. 2019, arXiv:1907.05047), in a process of its own."""
+
+    def __init__(self) -> None:
+        """Raises LandmarksUnavailable when MediaPipe is not installed; the process starts with the first image."""
+        mediapipe_version()
+        context = multiprocessing.get_context("spawn")  # a fork would copy threads and GPU handles of the parent
+        self._pool = ProcessPoolExecutor(1, context, prepare_worker)
+
+    def __call__(self, image: np.ndarray, ranges: Sequence[str] = RANGES, confidence: float = 0.5) -> list[Face]:
+        """All faces in an image, from left to right; of boxes that overlap, the one with the highest score.
+
+        ranges: some of RANGES. confidence: the lowest score. Raises LandmarksUnavailable when MediaPipe does not work.
+        """
+        try:
+            found = self._pool.submit(_detect, np.ascontiguousarray(image), tuple(ranges)).result()
+        except LandmarksUnavailable as error:
+            raise LandmarksUnavailable(str(error)) from None  # without the worker's traceback
+        except BrokenProcessPool:
+            raise LandmarksUnavailable(f"MediaPipe crashed in its process; {INSTALL}") from None
+        return without_doubles([face for face in found if face.score >= confidence])
+
+    def close(self) -> None:
+        """End the process."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def without_doubles(faces: Sequence[Face]) -> list[Face]:
+    """Faces from left to right; of two whose boxes overlap by more than 0.3, the one with the higher score."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda face: -face.score):
+        if all(overlap(face.box, other.box) <= 0.3 for other in kept):
+            kept.append(face)
+    return sorted(kept, key=lambda face: face.box[0])
+
+
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Area that two boxes (left, top, width, height) share, divided by the area that they cover together; 0 to 1."""
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    shared = max(width, 0) * max(height, 0)
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+
+
+def _detect(image: np.ndarray, ranges: tuple[str, ...]) -> list[Face]:
+    """In the worker: what the detectors find, doubles included."""
+    size = np.array(image.shape[1::-1])
+    faces = []
+    for name in ranges:
+        for found in _detector(name).process(image).detections or ():
+            box = found.location_data.relative_bounding_box
+            left, top = np.array([box.xmin, box.ymin]) * size
+            width, height = np.array([box.width, box.height]) * size
+            points = np.array([(point.x, point.y) for point in found.location_data.relative_keypoints]) * size
+            square = _square((left, top, width, height), *BOX_IN_CROP[name])
+            faces.append(Face((left, top, width, height), float(found.score[0]), square, points))
+    return faces
+
+
+def _square(box: tuple[float, float, float, float], ratio: float, below: float) -> tuple[float, float, float]:
+    """Left, top and side of the crop in which a box has its place in FER2013; ratio, below: as in BOX_IN_CROP."""
+    left, top, width, height = box
+    side = (width + height) / 2 / ratio
+    return left + width / 2 - side / 2, top + height / 2 - below * side - side / 2, side
+
+
+@functools.cache
+def _detector(name: str) -> object:
+    """One of MediaPipe's detectors, made once per process; weak finds are left out by the caller."""
+    try:
+        from mediapipe import solutions
+
+        return solutions.face_detection.FaceDetection(model_selection=RANGES.index(name), min_detection_confidence=0.2)
+    except Exception as error:  # broken installations fail in many ways
+        raise LandmarksUnavailable(f"MediaPipe does not work ({type(error).__name__}: {error}); {INSTALL}") from None

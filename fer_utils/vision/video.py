@@ -1,0 +1,128 @@
+"""Videos: annotate every frame, smooth probabilities over frames."""
+
+import contextlib
+import csv
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fer_utils.data.constants import EMOTIONS
+from fer_utils.errors import DataError
+from fer_utils.vision.detector import Face, overlap
+from fer_utils.vision.photos import draw_faces
+
+CODEC = "VP80"  # in .webm: every browser plays it
+
+
+class Smoother:
+    """A moving average of each face's probabilities over the frames of a video.
+
+    A face is taken for the one in the frame before whose box it overlaps most. One that is gone is forgotten at once.
+    """
+
+    def __init__(self, keep: float = 0.7) -> None:
+        """keep: share of the average so far, 0 (no smoothing) to below 1."""
+        self.keep = keep
+        self._faces: Sequence[Face] = ()
+        self._probs = np.empty((0, len(EMOTIONS)))
+
+    def __call__(self, faces: Sequence[Face], probs: np.ndarray) -> np.ndarray:
+        """Probabilities (n,7) of the n faces of the next frame -> their averages (n,7)."""
+        averages = np.array(probs, float)
+        for i, face in enumerate(faces):
+            overlaps = [overlap(face.box, old.box) for old in self._faces]
+            if overlaps and max(overlaps) > 0.3:
+                before = self._probs[int(np.argmax(overlaps))]
+                averages[i] = self.keep * before + (1 - self.keep) * averages[i]
+        self._faces, self._probs = list(faces), averages
+        return averages
+
+
+def annotate_video(
+    source: Path,
+    video: Path,
+    table: Path,
+    answer: Callable[[np.ndarray], tuple[list[Face], np.ndarray]],
+    progress: Callable[[np.ndarray, float], bool] = lambda picture, done: False,
+) -> int:
+    """Write an annotated copy of a video (.webm, without sound) and a CSV with a row for each face of each frame.
+
+    answer: frame -> its faces and their probabilities (n,7). progress: gets each annotated frame and the share that is
+    done, 0 to 1; when it returns True, the work stops and nothing is written. One frame is in memory at a time.
+    Returns the number of frames written, 0 when stopped. DataError when the file is not a video that can be read.
+    """
+    drafts = [path.with_name(f"unfinished.{path.name}") for path in (video, table)]
+    video.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        frames = _annotate(source, *drafts, answer, progress)
+        if frames:
+            for draft, path in zip(drafts, (video, table), strict=True):
+                draft.replace(path)
+        return frames
+    finally:
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
+
+
+def _annotate(source: Path, video: Path, table: Path, answer: Callable, progress: Callable) -> int:
+    capture = cv2.VideoCapture(str(source))
+    rate, expected = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    rate = rate if 1 <= rate <= 240 else 25  # some files do not say
+    writer, number = None, 0
+    try:
+        with table.open("w", newline="", encoding="utf-8") as stream:
+            rows = csv.writer(stream)
+            rows.writerow(["frame", "face", "left", "top", "width", "height", "score", *EMOTIONS])
+            for number, frame in enumerate(_frames(capture), start=1):
+                faces, probs = answer(frame)
+                picture = draw_faces(frame, faces, probs)
+                writer = writer or open_video(video, rate, picture.shape[1::-1])
+                writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+                rows.writerows(_row(number, i, face, probs[i - 1]) for i, face in enumerate(faces, start=1))
+                if progress(picture, min(1.0, number / max(expected, number))):
+                    return 0
+    finally:
+        capture.release()
+        if writer:
+            writer.release()
+    if not number:
+        raise DataError(f"{source.name} is missing, or not a video that can be read here; take an .mp4, .webm or .avi")
+    return number
+
+
+def _row(frame: int, number: int, face: Face, probs: np.ndarray) -> list[object]:
+    box, chances = (f"{value:.1f}" for value in face.box), (f"{p:.4f}" for p in probs)
+    return [frame, number, *box, f"{face.score:.3f}", *chances]
+
+
+def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    while True:
+        there, frame = capture.read()
+        if not there:
+            return
+        yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
+def open_video(path: Path, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:
+    """What writes a .webm of `rate` frames a second, of (width, height) pixels; DataError when it cannot be written."""
+    with _silence():  # OpenCV finds every codec unusual in a .webm, and says so on the screen
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*CODEC), rate, size)
+    if not writer.isOpened():
+        raise DataError(f"{path} cannot be written; look whether the folder may be written to and has room")
+    return writer
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what C code writes to stderr off the screen."""
+    screen = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(screen, 2)
+        os.close(screen)
