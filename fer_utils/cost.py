@@ -5,24 +5,19 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping
-from math import isclose
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fer_utils.models.build import ARCHITECTURES, build_model
-from fer_utils.models.efficientnet import EfficientNetB0
-from fer_utils.models.resnet import STEMS
-from fer_utils.predict import VIEWS
+from fer_utils.models.build import build_model, describe
+from fer_utils.predict import VIEWS, Predictions
 
 with warnings.catch_warnings():  # fvcore still decorates with torch.jit.script, which newer torch calls outdated
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*deprecated", category=FutureWarning)
     from fvcore.nn import FlopCountAnalysis
-
-FAMILIES = {"baseline_cnn": [None], "resnet18": [*STEMS], "efficientnet": [*EfficientNetB0.stems]}  # and their stems
 
 
 def count_params(model: nn.Module) -> int:
@@ -63,31 +58,15 @@ def efficiency(accuracy: float, gmacs: float) -> float:
     return 100 * accuracy / gmacs / 100
 
 
-def find_network(name: str, published: Mapping[str, object] | None = None) -> dict[str, object]:
-    """Build, with random weights, the network of a model that an earlier notebook trained.
+def cost_of(predictions: Predictions) -> dict[str, object]:
+    """What one prediction of a published model costs: network (with random weights), architecture, views, params, gmacs.
 
-    name: of the model, e.g. "05_best_resnet18". published: its row of summary.csv, whose params and gmacs tell apart
-    what the name does not, such as stems; there, GMACs count all views of a face at test time. None: the likeliest
-    network of that name. Returns network, architecture (in words), views, params and gmacs. ValueError when none fits.
+    gmacs counts all views of a face: one that is shown twice costs twice.
     """
-    family = next((family for family in FAMILIES if family in name), None)
-    kinds = sorted(
-        (kind for kind in ARCHITECTURES if family and family in kind), key=lambda k: (k not in name, -len(k))
-    )
-    for kind in kinds:
-        for stem in FAMILIES[family]:
-            network = build_model(kind, **({"stem": stem} if stem else {})).eval()
-            params, gmacs = count_params(network), count_gmacs(network)
-            for views in sorted({len(views) for views in VIEWS.values()}):
-                if published is None or _same_size(published, params, views * gmacs):
-                    words = " ".join(filter(None, [kind, stem and f"({stem} stem)"]))
-                    found = {"network": network, "architecture": words, "views": views}
-                    return found | {"params": params, "gmacs": views * gmacs}
-    raise ValueError(f"no network of fer_utils.models has the name and size of {name}; add it to ARCHITECTURES")
-
-
-def _same_size(published: Mapping[str, object], params: int, gmacs: float) -> bool:
-    return published["params"] == params and isclose(published["gmacs"], gmacs, rel_tol=1e-6)
+    model = build_model(predictions.spec).eval()
+    views = len(VIEWS[predictions.views])
+    size = {"params": count_params(model), "gmacs": views * count_gmacs(model)}
+    return {"network": model, "architecture": describe(predictions.spec), "views": views} | size
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """From images to logits, and logits on disk: the currency that tables, tests and ensembles are paid in."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,12 +100,15 @@ class Predictions:
     """Logits of one published model for all its seeds, with what is needed to use them safely.
 
     val, test: (S,N,7) logits of S seeds. fingerprint: of the data they were made on, whose row order they follow.
+    spec: of the network, see models.build; None for an ensemble. views: how each image was shown, a key of VIEWS.
     """
 
     val: np.ndarray
     test: np.ndarray
     seeds: tuple[int, ...]
     fingerprint: str
+    spec: dict | None = None
+    views: str = "none"
 
     def save(self, path: Path) -> None:
         """Write a compressed npz with float16 logits (about 0.5 MB per seed for all of FER2013)."""
@@ -116,6 +120,8 @@ class Predictions:
             seeds=np.array(self.seeds),
             fingerprint=np.array(self.fingerprint),
             classes=np.array(EMOTIONS),
+            spec=np.array(json.dumps(self.spec)),
+            views=np.array(self.views),
         )
 
 
@@ -138,4 +144,6 @@ def load_predictions(path: Path, faces: FER2013) -> Predictions:
             test=file["test"].astype(np.float32),
             seeds=tuple(int(seed) for seed in file["seeds"]),
             fingerprint=faces.fingerprint,
+            spec=json.loads(str(file["spec"])),
+            views=str(file["views"]),
         )

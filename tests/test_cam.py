@@ -16,14 +16,17 @@ from fer_utils.errors import TrainingError
 from fer_utils.models import build_model
 from fer_utils.models.baseline import BaselineCNN
 from fer_utils.models.efficientnet import EfficientNetB0
-from fer_utils.models.landmark import LandmarkResNet18
-from fer_utils.models.resnet import ATTENTIONS, STEMS, ResNet18
+from fer_utils.models.resnet import ATTENTIONS, STEMS
 from fer_utils.models.weights import load_classifier, save_weights
 from fer_utils.vision import regions
 from fer_utils.vision.landmarks import mirror_points
 
 FACE = np.array([[0.3, 0.4], [0.7, 0.4], [0.35, 0.8], [0.65, 0.8]], np.float32)  # upright, eyes 19.2 pixels apart
-BUILDERS = {"baseline": BaselineCNN, "attention": lambda: ResNet18(attention="gates"), "efficientnet": EfficientNetB0}
+BUILDERS = {
+    "baseline": BaselineCNN,
+    "attention": lambda: build_model("resnet18", attention="gates"),
+    "efficientnet": EfficientNetB0,
+}
 
 
 @pytest.fixture(scope="module", params=BUILDERS)
@@ -148,7 +151,7 @@ def test_memory_stays_flat(images):
 
 def test_unknown_layer_lists_the_known_ones(images):
     with pytest.raises(ValueError, match="no layer 'layer5' in ResNet18; choose one of layer1, layer2, layer3, layer4"):
-        cam.find_layer(ResNet18(), "layer5")
+        cam.find_layer(build_model("resnet18"), "layer5")
     with pytest.raises(ValueError, match="knows none"):
         cam.heat_maps(nn.Flatten(), images, ["layer1"], TARGETS)
 
@@ -322,6 +325,6 @@ def test_networks_are_rebuilt_from_their_files(name, options, images, tmp_path):
 def test_what_is_no_classifier_is_refused(tmp_path):
     with pytest.raises(TrainingError, match=r"model\.pt is missing or damaged"):
         load_classifier(tmp_path / "model.pt")
-    save_weights(LandmarkResNet18(), tmp_path / "model.pt")
-    with pytest.raises(TrainingError, match="holds a LandmarkResNet18"):
+    save_weights(build_model("landmark_net"), tmp_path / "model.pt")
+    with pytest.raises(TrainingError, match="holds a landmark_net, which is not a classifier"):
         load_classifier(tmp_path / "model.pt")

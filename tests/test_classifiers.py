@@ -8,7 +8,6 @@ from fer_utils import cam, classifiers, paths
 from fer_utils.augment import to_float
 from fer_utils.classifiers import FILES
 from fer_utils.models import build_model
-from fer_utils.models.landmark import LandmarkResNet18
 from fer_utils.models.weights import save_weights
 from fer_utils.predict import predict_logits
 
@@ -43,7 +42,7 @@ def test_without_networks_there_is_none_and_an_instruction(capsys):
 def test_networks_that_are_there_are_loaded(leave, capsys):
     saved = {
         "baseline_cnn": leave("baseline_cnn", build_model("baseline_cnn")),
-        "attention_resnet18": leave("attention_resnet18", build_model("attention_resnet18", stem="middle")),
+        "attention_resnet18": leave("attention_resnet18", build_model("resnet18", attention="gates", stem="middle")),
         "efficientnet_crp": leave("efficientnet_crp", build_model("efficientnet_b0", stem="small")),
     }
     found = classifiers.load_classifiers("reports")
@@ -55,12 +54,12 @@ def test_networks_that_are_there_are_loaded(leave, capsys):
 
 
 def test_damaged_files_and_other_networks_are_left_out_and_named(leave, tmp_path, capsys):
-    leave("baseline_cnn", LandmarkResNet18())
+    leave("baseline_cnn", build_model("landmark_net"))
     leave("best_resnet18", build_model("resnet18"))
     (tmp_path / "outputs" / "checkpoints" / "/".join(FILES["best_resnet18"])).write_bytes(b"PK")
     assert classifiers.load_classifiers("reports") == {}
     said = capsys.readouterr().out
-    assert "baseline_cnn is left out" in said and "holds a LandmarkResNet18" in said
+    assert "baseline_cnn is left out" in said and "holds a landmark_net" in said
     assert "best_resnet18 is left out" in said and "is missing or damaged" in said
 
 
@@ -80,7 +79,7 @@ def test_ensemble_is_the_mean():
     assert np.allclose(classifiers.average(probs), [[0.6, 0.4]])
 
 
-@pytest.mark.parametrize("kind", ["baseline_cnn", "attention_resnet18", "efficientnet_b0"])
+@pytest.mark.parametrize("kind", ["baseline_cnn", "resnet18", "efficientnet_b0"])
 def test_explanations_are_the_maps_of_the_answer_scaled(kind):
     model = build_model(kind).eval()
     before = predict_logits(model, CROPS)

@@ -12,7 +12,6 @@ from fer_utils.augment import Augment
 from fer_utils.device import select_device, set_seed
 from fer_utils.errors import TrainingError
 from fer_utils.models import build_model
-from fer_utils.models.landmark import LandmarkResNet18
 from fer_utils.models.local_global import LocalGlobalNet
 from fer_utils.models.resnet import STEMS
 from fer_utils.training import Run, TrainConfig, fit, fit_all, tasks
@@ -41,11 +40,13 @@ def short_runs_are_captured_as_well(monkeypatch):
 NETWORKS = {
     "baseline_cnn": lambda: build_model("baseline_cnn"),
     **{f"resnet18 {stem}": lambda stem=stem: build_model("resnet18", stem=stem) for stem in STEMS},
-    "attention_resnet18": lambda: build_model("attention_resnet18"),
+    "attention_resnet18": lambda: build_model("resnet18", attention="gates"),
     "efficientnet_b0": lambda: build_model("efficientnet_b0"),
     "vgg16": lambda: build_model("vgg16"),
     "local_global": LocalGlobalNet,
-    "local_global landmarks": lambda: LocalGlobalNet(regions="landmarks", landmarks=LandmarkResNet18()),
+    "local_global landmarks": lambda: build_model(
+        "local_global", regions="landmarks", landmarks=build_model("landmark_net")
+    ),
 }
 
 
@@ -116,8 +117,8 @@ def test_every_task_is_captured(device):
     plain = replace(CONFIG, augment=Augment(), lr=1e-3)
     points, shares = torch.rand(640, 4, 2), torch.rand(640, 7).softmax(1)
     for build, task, targets in (
-        (LandmarkResNet18, tasks.landmarks("wing"), points),
-        (lambda: build_model("resnet18", 4), tasks.rotations(), None),
+        (lambda: build_model("landmark_net"), tasks.landmarks("wing"), points),
+        (lambda: build_model("resnet18", num_classes=4), tasks.rotations(), None),
         (NETWORKS["baseline_cnn"], None, shares),
     ):
         assert_same_course(*(make_steps(build, device, plain, captured, task, targets) for captured in (True, False)))

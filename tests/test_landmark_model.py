@@ -16,7 +16,7 @@ from fer_utils.cost import count_gmacs, count_params
 from fer_utils.device import set_seed
 from fer_utils.errors import TrainingError
 from fer_utils.models import build_model
-from fer_utils.models.landmark import LandmarkResNet18
+from fer_utils.models.landmark import LandmarkNetwork
 from fer_utils.models.pretrained import imagenet_weights
 from fer_utils.models.resnet import STEMS, resnet18_backbone
 from fer_utils.models.weights import load_backbone, load_weights, save_weights
@@ -26,7 +26,7 @@ from fer_utils.vision import landmarks
 
 
 def test_points_are_those_of_the_labels():
-    assert LandmarkResNet18.outputs == landmarks.POINTS
+    assert LandmarkNetwork.outputs == landmarks.POINTS
     points = np.random.default_rng(0).random((5, 4, 2)).astype(np.float32)
     assert np.allclose(landmarks.mirror_points(points), points[:, MIRROR_ORDER] * [-1, 1] + [1, 0], atol=1e-6)
 
@@ -177,7 +177,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
     [("imagenet", 7, 2, 0.0947), ("middle", 3, 3, 0.314), ("stride2", 3, 3, 0.3126), ("small", 3, 6, 1.25)],
 )
 def test_size_and_cost_of_each_stem(stem, kernel, side, cost):
-    model = LandmarkResNet18(stem).eval()
+    model = build_model("landmark_net", stem=stem).eval()
     body = count_params(resnet18()) - (512 + 1) * 1000 - 3 * 64 * 7**2  # without its classifier and its first kernels
     assert count_params(model) == body + 64 * kernel**2 + (512 + 1) * 256 + (256 + 1) * 8
     assert count_gmacs(model) == pytest.approx(cost, rel=1e-2)
@@ -189,7 +189,7 @@ def test_size_and_cost_of_each_stem(stem, kernel, side, cost):
 
 def test_unknown_stem_lists_the_known_ones():
     with pytest.raises(ValueError, match=", ".join(STEMS)):
-        LandmarkResNet18("tiny")
+        build_model("landmark_net", stem="tiny")
 
 
 @pytest.mark.parametrize("stem", STEMS)
@@ -241,7 +241,7 @@ class Classifier(nn.Module):
 def trained(tmp_path_factory):
     set_seed(1)
     path = tmp_path_factory.mktemp("weights") / "landmarks.pt"
-    model = LandmarkResNet18("imagenet")
+    model = build_model("landmark_net", stem="imagenet")
     save_weights(model, path)
     return model, path
 
@@ -259,11 +259,11 @@ def test_a_backbone_that_does_not_fit_is_refused(trained, tmp_path):
     _, path = trained
     with pytest.raises(TrainingError, match=r"stem: imagenet there, small here; backbone\.conv1\.weight"):
         load_backbone(Classifier("small"), path)
-    save_weights(LandmarkResNet18("middle"), tmp_path / "middle.pt")  # its tensors would fit
+    save_weights(build_model("landmark_net", stem="middle"), tmp_path / "middle.pt")  # its tensors would fit
     with pytest.raises(TrainingError, match="stem: middle there, small here"):
         load_backbone(Classifier("small"), tmp_path / "middle.pt")
     with pytest.raises(TrainingError, match="stem: middle there, small here"):
-        load_weights(LandmarkResNet18("small"), tmp_path / "middle.pt")
+        load_weights(build_model("landmark_net", stem="small"), tmp_path / "middle.pt")
     with pytest.raises(TrainingError, match='no "backbone" in this BaselineCNN'):
         load_backbone(build_model("baseline_cnn"), path)
     save_weights(build_model("baseline_cnn"), tmp_path / "other.pt")

@@ -11,12 +11,11 @@ from fer_utils.augment import to_float
 from fer_utils.cost import count_gmacs, count_params
 from fer_utils.device import set_seed
 from fer_utils.errors import TrainingError
-from fer_utils.models import local_global
-from fer_utils.models.landmark import LandmarkNetwork, LandmarkResNet18
+from fer_utils.models import build_model, local_global
+from fer_utils.models.landmark import LandmarkNetwork
 from fer_utils.models.local_global import (
     QUARTERS,
     VIEWS,
-    LocalGlobalNet,
     RegionFeatures,
     SpatialGates,
     attend,
@@ -35,7 +34,8 @@ class Fixed(LandmarkNetwork):
     """Answers the same four points for every face, and remembers what it was shown."""
 
     def __init__(self, points) -> None:
-        super().__init__(torch.nn.BatchNorm2d(1))
+        super().__init__()
+        self.backbone = torch.nn.BatchNorm2d(1)
         self.points = torch.tensor(points)
 
     def forward(self, images):
@@ -121,10 +121,15 @@ def test_attention_maps_are_those_applied_and_leave_no_hook():
 
 
 def test_attention_sits_behind_three_stages():
-    model = LocalGlobalNet(attention=True).eval()
+    model = build_model("local_global", attention=True).eval()
     assert [tuple(gates.shape) for gates in attention_maps(model, IMAGES)] == [(3, 1, s, s) for s in (12, 6, 3)]
-    assert attention_maps(LocalGlobalNet(view="local", attention=True).eval(), IMAGES)[0].shape == (3, 1, 12, 12)
-    assert attention_maps(LocalGlobalNet().eval(), IMAGES) == []
+    assert attention_maps(build_model("local_global", view="local", attention=True).eval(), IMAGES)[0].shape == (
+        3,
+        1,
+        12,
+        12,
+    )
+    assert attention_maps(build_model("local_global").eval(), IMAGES) == []
 
 
 # ---- The network ----
@@ -132,7 +137,7 @@ def test_attention_sits_behind_three_stages():
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_view_gives_seven_logits_and_sees_what_it_should(view):
-    model = LocalGlobalNet(view=view).eval()
+    model = build_model("local_global", view=view).eval()
     whole, local = model.look(IMAGES)
     assert (whole is None) == (view == "local") and (local is None) == (view == "global")
     assert whole is None or whole.shape == (3, 2048)
@@ -141,7 +146,11 @@ def test_every_view_gives_seven_logits_and_sees_what_it_should(view):
 
 
 def test_what_regions_cost_by_hand_and_that_the_control_costs_the_same():
-    alone, fused, control = LocalGlobalNet(view="global"), LocalGlobalNet(), LocalGlobalNet(regions="whole")
+    alone, fused, control = (
+        build_model("local_global", view="global"),
+        build_model("local_global"),
+        build_model("local_global", regions="whole"),
+    )
     assert count_params(fused) - count_params(alone) == LOCAL + 3 * 2 * 256 + 256 * 256
     assert count_params(fused) == count_params(control)
     cost = {model: count_gmacs(model) for model in (alone, fused, control)}
@@ -154,13 +163,13 @@ def test_the_same_seed_gives_all_variants_the_same_resnet50():
     weights = []
     for options in ({"view": "global"}, {}, {"regions": "whole"}, {"attention": True}):
         set_seed(4)
-        model = LocalGlobalNet(**options)
+        model = build_model("local_global", **options)
         weights.append([model.early.conv1.weight, model.late[-3][-1].conv3.weight])
     assert all(torch.equal(a, b) for other in weights[1:] for a, b in zip(weights[0], other, strict=True))
 
 
 def test_colour_images_of_another_size():
-    model = LocalGlobalNet(channels=3, regions="landmarks", landmarks=Fixed(QUARTERS)).eval()
+    model = build_model("local_global", channels=3, regions="landmarks", landmarks=Fixed(QUARTERS)).eval()
     images = to_float(torch.randint(0, 256, (2, 3, 100, 100), dtype=torch.uint8))
     assert images.shape == (2, 3, 100, 100) and images.abs().max() < 3
     assert model(images).shape == (2, 7)
@@ -170,8 +179,8 @@ def test_colour_images_of_another_size():
 
 def test_regions_around_the_middles_of_quarters_are_the_quarters():
     set_seed(0)
-    plain = LocalGlobalNet().eval()
-    follows = LocalGlobalNet(regions="landmarks", landmarks=Fixed(QUARTERS)).eval()
+    plain = build_model("local_global").eval()
+    follows = build_model("local_global", regions="landmarks", landmarks=Fixed(QUARTERS)).eval()
     follows.load_state_dict(plain.state_dict(), strict=False)
     assert torch.allclose(plain(IMAGES), follows(IMAGES), atol=1e-5)
     assert torch.allclose(follows.landmarks.shown, IMAGES, atol=1e-5)
@@ -191,7 +200,7 @@ def test_regions_around_the_middles_of_quarters_are_the_quarters():
 )
 def test_what_does_not_fit_is_refused_with_a_sentence(options, message):
     with pytest.raises(ValueError, match=message):
-        LocalGlobalNet(**options)
+        build_model("local_global", **options)
 
 
 # ---- Training ----
@@ -202,7 +211,7 @@ def test_the_landmark_network_stays_as_it_is_while_the_rest_learns():
     images, labels = rng.integers(0, 256, (8, 48, 48)).astype(np.uint8), np.arange(8) % 7
     shares = np.eye(7, dtype=np.float32)[labels] * 0.5 + 0.5 / 7
     set_seed(0)
-    model = LocalGlobalNet(regions="landmarks", landmarks=Fixed(QUARTERS))
+    model = build_model("local_global", regions="landmarks", landmarks=Fixed(QUARTERS))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     config = TrainConfig(epochs=1, batch_size=4, precision="fp32")
     result = fit(model, (images, shares), (images, labels), config)
@@ -223,18 +232,18 @@ def test_label_distributions_are_targets_like_labels():
 
 
 def test_weights_of_other_regions_or_another_stem_are_refused(tmp_path):
-    save_weights(LocalGlobalNet(stem="middle"), tmp_path / "patches.pt")
+    save_weights(build_model("local_global", stem="middle"), tmp_path / "patches.pt")
     with pytest.raises(TrainingError, match="regions: patches there, whole here"):
-        load_weights(LocalGlobalNet(stem="middle", regions="whole"), tmp_path / "patches.pt")
+        load_weights(build_model("local_global", stem="middle", regions="whole"), tmp_path / "patches.pt")
     with pytest.raises(TrainingError, match="stem: middle there, small here"):
-        load_weights(LocalGlobalNet(stem="small"), tmp_path / "patches.pt")
-    assert not load_weights(LocalGlobalNet(stem="middle"), tmp_path / "patches.pt").training
+        load_weights(build_model("local_global", stem="small"), tmp_path / "patches.pt")
+    assert not load_weights(build_model("local_global", stem="middle"), tmp_path / "patches.pt").training
 
 
 def test_regions_follow_the_face_when_it_is_mirrored():
     """The landmark network sees the image as it was augmented, so nothing has to be told about it."""
     set_seed(0)
-    model = LocalGlobalNet(regions="landmarks", landmarks=LandmarkResNet18()).eval()
+    model = build_model("local_global", regions="landmarks", landmarks=build_model("landmark_net")).eval()
     with torch.no_grad():
         model.landmarks.head[-1].weight.mul_(50)  # so that an untrained network's points move visibly
         plain, mirrored = model.centres(IMAGES), model.centres(IMAGES.flip(-1))
@@ -246,15 +255,21 @@ def test_a_checkpoint_does_not_mix_regions(tmp_path):
     rng = np.random.default_rng(0)
     data = rng.integers(0, 256, (4, 48, 48)).astype(np.uint8), np.arange(4)
     config = TrainConfig(epochs=1, batch_size=4, precision="fp32")
-    fit(LocalGlobalNet(view="local"), data, data, config, checkpoint=tmp_path / "run.pt")
+    fit(build_model("local_global", view="local"), data, data, config, checkpoint=tmp_path / "run.pt")
     with pytest.raises(TrainingError, match="regions: patches there, whole here"):
-        fit(LocalGlobalNet(view="local", regions="whole"), data, data, replace(config), checkpoint=tmp_path / "run.pt")
+        fit(
+            build_model("local_global", view="local", regions="whole"),
+            data,
+            data,
+            replace(config),
+            checkpoint=tmp_path / "run.pt",
+        )
 
 
 def test_regions_are_cut_at_the_same_places_in_half_precision(monkeypatch):
     used = []
     monkeypatch.setattr(local_global, "cut_regions", lambda *given: used.append(given) or cut_regions(*given))
-    model = LocalGlobalNet(regions="landmarks", landmarks=LandmarkResNet18()).eval()
+    model = build_model("local_global", regions="landmarks", landmarks=build_model("landmark_net")).eval()
     with torch.inference_mode():
         model(IMAGES)
         with torch.autocast("cpu", torch.bfloat16):

@@ -1,17 +1,18 @@
 """Networks: shapes, sizes, and costs worked out by hand."""
 
+import json
+
 import pytest
 import torch
 
 from fer_utils.cost import count_gmacs, count_params
 from fer_utils.errors import TrainingError
-from fer_utils.models import ARCHITECTURES, build_model
-from fer_utils.models.landmark import LandmarkResNet18
-from fer_utils.models.resnet import ATTENTIONS, STEMS, ChannelGates, ChannelShift, ResNet18
+from fer_utils.models import ARCHITECTURES, build_model, describe, make_spec
+from fer_utils.models.resnet import ATTENTIONS, STEMS, ChannelGates, ChannelShift
 from fer_utils.models.weights import load_backbone, load_weights, save_weights
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "landmark_net"])
 def test_every_network_maps_faces_to_seven_logits(name):
     assert build_model(name).eval()(torch.zeros(3, 1, 48, 48)).shape == (3, 7)
 
@@ -19,6 +20,22 @@ def test_every_network_maps_faces_to_seven_logits(name):
 def test_unknown_network_lists_the_known_ones():
     with pytest.raises(ValueError, match="baseline_cnn"):
         build_model("basline_cnn")
+    with pytest.raises(ValueError, match="resnet18 has no option 'stems'; choose from num_classes, attention, stem"):
+        build_model("resnet18", stems="middle")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_spec_makes_the_same_network_again_after_json(name):
+    model = build_model(name)
+    again = build_model(json.loads(json.dumps(model.spec)))
+    assert again.spec == model.spec == make_spec(name)
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+def test_a_spec_is_complete_and_described_by_what_is_unusual():
+    spec = build_model("resnet18", stem="middle").spec
+    assert spec == {"name": "resnet18", "options": {"num_classes": 7, "attention": "none", "stem": "middle"}}
+    assert (describe(spec), describe(make_spec("baseline_cnn"))) == ("resnet18, stem middle", "baseline_cnn")
 
 
 def test_baseline_size_and_cost_by_hand():
@@ -43,12 +60,14 @@ def test_size_of_resnet18_by_hand(attention, more):
     for narrow, wide in [(64, 128), (128, 256), (256, 512)]:
         body += (narrow * 9 + 3 * wide * 9 + narrow) * wide + 5 * 2 * wide
     head = (512 + 1) * 256 + (256 + 1) * 7
-    assert count_params(ResNet18(attention=attention)) == body + more + head
+    assert count_params(build_model("resnet18", attention=attention)) == body + more + head
 
 
 @pytest.mark.parametrize("stem, cost", [("imagenet", 0.0947), ("middle", 0.314), ("stride2", 0.3126), ("small", 1.25)])
 def test_attention_costs_next_to_nothing(stem, cost):
-    plain, gates = (count_gmacs(ResNet18(attention=attention, stem=stem)) for attention in ("none", "gates"))
+    plain, gates = (
+        count_gmacs(build_model("resnet18", attention=attention, stem=stem)) for attention in ("none", "gates")
+    )
     assert plain == pytest.approx(cost, rel=1e-2)
     assert plain < gates < plain + 3e-4
 
@@ -94,7 +113,7 @@ def test_gates_and_shift_have_layers_of_the_same_sizes():
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_attention_sits_between_backbone_and_head(attention):
-    model, images = ResNet18(attention=attention).eval(), torch.randn(2, 1, 48, 48)
+    model, images = build_model("resnet18", attention=attention).eval(), torch.randn(2, 1, 48, 48)
     features = model.backbone(images)
     assert features.shape == (2, 512, 2, 2) and model.attention(features).shape == features.shape
     assert torch.equal(model(images), model.head(model.attention(features)))
@@ -103,16 +122,16 @@ def test_attention_sits_between_backbone_and_head(attention):
 
 def test_unknown_attention_lists_the_known_ones():
     with pytest.raises(ValueError, match="no attention 'gate'; choose one of none, gates, shift"):
-        ResNet18(attention="gate")
+        build_model("resnet18", attention="gate")
 
 
 @pytest.mark.parametrize(
-    "name, kind", [("resnet18", "Identity"), ("attention_resnet18", "ChannelGates"), ("shift_resnet18", "ChannelShift")]
+    "attention, kind", [("none", "Identity"), ("gates", "ChannelGates"), ("shift", "ChannelShift")]
 )
-def test_names_and_options_reach_the_network(name, kind):
-    model = build_model(name, 5, stem="middle")
+def test_options_reach_the_network(attention, kind):
+    model = build_model("resnet18", num_classes=5, attention=attention, stem="middle")
     assert type(model.attention).__name__ == kind
-    assert model.backbone.stem == "middle" and model.backbone.conv1.weight.shape == (64, 1, 3, 3)
+    assert model.backbone.conv1.weight.shape == (64, 1, 3, 3)
     assert model.eval()(torch.zeros(2, 1, 48, 48)).shape == (2, 5)
 
 
@@ -123,21 +142,23 @@ def test_unknown_stem_lists_the_known_ones():
 
 def test_weights_of_gates_are_refused_by_shift_and_by_none(tmp_path):
     path = tmp_path / "gates.pt"
-    save_weights(build_model("attention_resnet18"), path)
-    for other in ("shift_resnet18", "resnet18"):
-        with pytest.raises(TrainingError, match=r"gates\.pt belongs to another run \(attention\.(shift|gates)"):
-            load_weights(build_model(other), path)
-    assert not load_weights(build_model("attention_resnet18"), path).training
+    save_weights(build_model("resnet18", attention="gates"), path)
+    for other in ("shift", "none"):
+        with pytest.raises(
+            TrainingError, match=rf"gates\.pt belongs to another run \(attention: gates there, {other} here"
+        ):
+            load_weights(build_model("resnet18", attention=other), path)
+    assert not load_weights(build_model("resnet18", attention="gates"), path).training
 
 
 def test_classifiers_start_from_the_backbone_of_the_landmark_network(tmp_path):
     torch.manual_seed(1)
-    landmarks = LandmarkResNet18("middle")
+    landmarks = build_model("landmark_net", stem="middle")
     save_weights(landmarks, tmp_path / "landmarks.pt")
-    model = ResNet18(attention="gates", stem="middle")
+    model = build_model("resnet18", attention="gates", stem="middle")
     others = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("backbone.")}
     assert load_backbone(model, tmp_path / "landmarks.pt") is model
     assert all(map(torch.equal, model.backbone.state_dict().values(), landmarks.backbone.state_dict().values()))
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in others.items())
     with pytest.raises(TrainingError, match="stem: middle there, small here"):
-        load_backbone(ResNet18(stem="small"), tmp_path / "landmarks.pt")
+        load_backbone(build_model("resnet18", stem="small"), tmp_path / "landmarks.pt")

@@ -22,7 +22,7 @@ from fer_utils.predict import predict_logits
 SHIPPED = next(release.FOLDER.glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["baseline_cnn", "attention_resnet18", "efficientnet_b0"])
+@pytest.mark.parametrize("name", ["baseline_cnn", "resnet18", "efficientnet_b0"])
 def test_half_precision_changes_no_answer_that_is_clear(tmp_path, name):
     torch.manual_seed(0)
     model, faces = build_model(name).eval(), load_sample().images[:40]

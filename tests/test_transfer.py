@@ -19,10 +19,9 @@ from fer_utils.augment import NO_AUGMENT, Augment
 from fer_utils.cost import count_gmacs, count_params
 from fer_utils.device import set_seed
 from fer_utils.errors import TrainingError
-from fer_utils.models.landmark import LandmarkNetwork, LandmarkResNet18
+from fer_utils.models import build_model
 from fer_utils.models.pretrained import imagenet_weights
-from fer_utils.models.resnet import ResNet18
-from fer_utils.models.vgg import VGG16, vgg16_backbone
+from fer_utils.models.vgg import vgg16_backbone
 from fer_utils.models.weights import load_backbone, save_weights
 from fer_utils.training import TrainConfig, fit, tasks
 from fer_utils.training.loop import set_modes
@@ -221,7 +220,7 @@ def test_size_and_cost_of_vgg16_by_hand():
             parameters += (9 * before + 1) * width + 2 * width  # kernels and biases, then a norm
             macs += 9 * before * width * side**2
             before = width
-    model = VGG16()
+    model = build_model("vgg16")
     assert count_params(model) == parameters + (512 + 1) * 256 + (256 + 1) * 7
     assert count_gmacs(model) == pytest.approx(macs / 1e9, rel=0.01)
 
@@ -230,18 +229,18 @@ def test_vgg16_ends_in_one_position_and_five_blocks():
     backbone = vgg16_backbone().eval()
     assert [name for name, _ in backbone.named_children()] == [f"block{i}" for i in range(1, 6)]
     assert backbone(torch.zeros(2, 1, 48, 48)).shape == (2, 512, 1, 1)
-    points = LandmarkNetwork(vgg16_backbone()).eval()(torch.randn(2, 1, 48, 48))
+    points = build_model("landmark_net", backbone="vgg16").eval()(torch.randn(2, 1, 48, 48))
     assert points.shape == (2, 4, 2) and (points - 0.5).abs().max() < 0.2
 
 
 def test_a_vgg16_classifier_starts_from_a_landmark_vgg16_and_not_from_a_resnet18(tmp_path):
-    landmarks = LandmarkNetwork(vgg16_backbone())
+    landmarks = build_model("landmark_net", backbone="vgg16")
     save_weights(landmarks, tmp_path / "vgg.pt")
-    model = load_backbone(VGG16(), tmp_path / "vgg.pt")
+    model = load_backbone(build_model("vgg16"), tmp_path / "vgg.pt")
     assert all(map(torch.equal, model.backbone.state_dict().values(), landmarks.backbone.state_dict().values()))
-    save_weights(LandmarkResNet18(), tmp_path / "resnet.pt")
+    save_weights(build_model("landmark_net"), tmp_path / "resnet.pt")
     with pytest.raises(TrainingError, match="belongs to another run"):
-        load_backbone(VGG16(), tmp_path / "resnet.pt")
+        load_backbone(build_model("vgg16"), tmp_path / "resnet.pt")
 
 
 # ---- ImageNet weights in torch's cache ----
@@ -268,7 +267,7 @@ def test_a_gray_image_gives_resnet18_what_torchvisions_gives_for_it_in_colour(ca
     set_seed(0)
     original = resnet18().eval()
     torch.save(original.state_dict(), cache / "resnet18-f37072fd.pth")
-    model = ResNet18(imagenet=imagenet_weights("resnet18")).eval()
+    model = build_model("resnet18", imagenet=imagenet_weights("resnet18")).eval()
     expected = nn.Sequential(*list(original.children())[:-2])(GRAY.expand(-1, 3, -1, -1))
     assert torch.allclose(model.backbone(GRAY), expected, atol=1e-4)
 
@@ -281,7 +280,7 @@ def test_a_gray_image_gives_vgg16_what_torchvisions_gives_for_it_in_colour(cache
     weights |= {"classifier.6.bias": torch.zeros(1000)}  # torchvision's dense layers have no use here
     kept = {name: tensor for name, tensor in weights.items() if counted or "num_batches" not in name}
     torch.save(kept, cache / "vgg16_bn-6c64b313.pth")
-    model = VGG16(imagenet=imagenet_weights("vgg16_bn")).eval()
+    model = build_model("vgg16", imagenet=imagenet_weights("vgg16_bn")).eval()
     assert torch.allclose(model.backbone(GRAY), original(GRAY.expand(-1, 3, -1, -1)), atol=1e-4)
 
 

@@ -1,5 +1,5 @@
 """The networks: one module per architecture. build_model makes a classifier by name."""
 
-from fer_utils.models.build import ARCHITECTURES, build_model
+from fer_utils.models.build import ARCHITECTURES, build_model, describe, make_spec
 
-__all__ = ["ARCHITECTURES", "build_model"]
+__all__ = ["ARCHITECTURES", "build_model", "describe", "make_spec"]

@@ -33,7 +33,6 @@ class EfficientNetB0(nn.Module):
             conv.load_state_dict({"weight": old.weight.sum(1, keepdim=True)})
         body.features[0][0] = conv
         self.backbone = body.features  # (N,1,48,48) -> (N,1280,2,2), or (N,1280,3,3) with the small stem
-        self.backbone.stem = stem  # all shapes are those of the other stem
         self.head = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),

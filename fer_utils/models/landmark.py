@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from fer_utils.models.resnet import resnet18_backbone, resnet18_head
+from fer_utils.models.vgg import vgg16_backbone
 
 
 class LandmarkNetwork(nn.Module):
@@ -16,20 +17,22 @@ class LandmarkNetwork(nn.Module):
 
     outputs = ("left_eye", "right_eye", "left_lip_corner", "right_lip_corner")  # landmarks.POINTS, without MediaPipe
 
-    def __init__(self, backbone: nn.Module) -> None:
-        """backbone: (N,1,48,48) -> (N,512,h,w)."""
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        stem: str = "imagenet",
+        imagenet: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        """backbone: "resnet18" or "vgg16"; stem: of the ResNet18, see resnet.STEMS. imagenet: weights to start from.
+
+        ValueError when there is no such backbone or stem.
+        """
         super().__init__()
-        self.backbone = backbone
+        if backbone not in ("resnet18", "vgg16"):
+            raise ValueError(f'there is no backbone {backbone!r}; choose "resnet18" or "vgg16"')
+        self.backbone = resnet18_backbone(stem, imagenet) if backbone == "resnet18" else vgg16_backbone(imagenet)
         self.head = resnet18_head(2 * len(self.outputs))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N,1,48,48) float -> (N,4,2): x and y of each point, as fractions of width and height."""
         return 0.5 + self.head(self.backbone(images)).float().unflatten(1, (-1, 2)) / 48  # bf16 near 0.5: 0.1 pixels
-
-
-class LandmarkResNet18(LandmarkNetwork):
-    """The landmark network on a ResNet18."""
-
-    def __init__(self, stem: str = "imagenet", imagenet: dict[str, torch.Tensor] | None = None) -> None:
-        """stem, imagenet: as in resnet18_backbone."""
-        super().__init__(resnet18_backbone(stem, imagenet))

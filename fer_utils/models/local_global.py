@@ -111,7 +111,7 @@ class LocalGlobalNet(nn.Module):
                 raise ValueError(f"there is no {name} {value!r}; choose one of {', '.join(known)}")
         if (regions == "landmarks") != (landmarks is not None):
             raise ValueError('regions "landmarks" need a landmark network, and the others have no use for one')
-        self.stem, self.regions = stem, regions
+        self.regions = regions
         self.landmarks = landmarks and landmarks.requires_grad_(False).eval()
         self.register_buffer("quarters", torch.tensor(QUARTERS), persistent=False)
         calm = partial(resnet50, zero_init_residual=True)  # each block begins as its shortcut: Goyal et al. 2017

@@ -37,9 +37,7 @@ def resnet_backbone(
             conv1.load_state_dict({"weight": seen.sum(1, keepdim=True) if channels == 1 else seen})
     layers = {"conv1": conv1, "bn1": body.bn1, "relu": body.relu, "maxpool": body.maxpool if pool else nn.Identity()}
     stages = {f"layer{i}": body.get_submodule(f"layer{i}") for i in range(1, 5)}
-    backbone = nn.Sequential(OrderedDict(layers | stages))
-    backbone.stem = stem  # shapes alone do not tell "middle" from "small"
-    return backbone
+    return nn.Sequential(OrderedDict(layers | stages))
 
 
 def resnet18_backbone(stem: str = "imagenet", imagenet: dict[str, torch.Tensor] | None = None) -> nn.Sequential:

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,16 +12,14 @@ from torch import nn
 
 from fer_utils.data.constants import EMOTIONS
 from fer_utils.errors import TrainingError
-from fer_utils.models.baseline import BaselineCNN
-from fer_utils.models.efficientnet import EfficientNetB0
-from fer_utils.models.resnet import ResNet18
+from fer_utils.models.build import build_model
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the weights of a trained model, with its architecture and what its outputs mean, for load_weights."""
+    """Write the weights of a trained model, with its spec and what its outputs mean, for load_weights and load_model."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".tmp")
-    torch.save({"signature": signature(model), "weights": model.state_dict()}, fresh)
+    torch.save({**_identity(model), "weights": model.state_dict()}, fresh)
     os.replace(fresh, path)
 
 
@@ -33,37 +30,44 @@ def save_compact(model: nn.Module, path: Path) -> None:
     """
     weights = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh, about = path.with_suffix(".tmp"), {"signature": json.dumps(signature(model))}
+    fresh, about = path.with_suffix(".tmp"), {k: json.dumps(v) for k, v in _identity(model).items()}
     save_file({name: t.contiguous() for name, t in weights.items()}, fresh, metadata=about)
     os.replace(fresh, path)
 
 
-def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Put saved weights into a model of the same architecture, and set it to evaluation mode.
+def load_model(path: str | Path) -> nn.Module:
+    """The model in a file of save_weights or save_compact, built from its spec, in evaluation mode.
 
-    Raises TrainingError when the file is missing, damaged, or of another architecture or class order.
+    Raises TrainingError when the file is missing or damaged, or holds a network that cannot be built from a spec alone.
     """
     state = _read_weights(path)
-    require_same(signature(model), state["signature"], path)
-    model.load_state_dict(state["weights"])
-    return model.eval()
+    try:
+        model = build_model(state["spec"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise TrainingError(f"{path} holds a network that cannot be built here ({error})") from None
+    return _fill(model, state, path)
 
 
 def load_classifier(path: str | Path) -> nn.Module:
-    """The classifier in a file of save_weights or save_compact, built as it was (stem, attention), in evaluation mode.
+    """As load_model; TrainingError when it does not answer with the seven emotions."""
+    model = load_model(path)
+    if hasattr(model, "outputs"):
+        raise TrainingError(f"{path} holds a {model.spec['name']}, which is not a classifier of emotions")
+    return model
 
-    Raises TrainingError when the file is missing or damaged, or holds something else.
+
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+    """Put saved weights into a model of the same spec, and set it to evaluation mode.
+
+    Raises TrainingError when the file is missing, damaged, or of another spec or class order.
     """
-    found = _read_weights(path)["signature"]
-    kinds = {name.split(".")[1] for name in found if name.startswith("attention.")}  # {"gates"}, {"shift"}, or empty
-    builders = {
-        "BaselineCNN": BaselineCNN,
-        "ResNet18": partial(ResNet18, attention=next(iter(kinds), "none"), stem=found.get("stem")),
-        "EfficientNetB0": partial(EfficientNetB0, stem=found.get("stem")),
-    }
-    if found["architecture"] not in builders:
-        raise TrainingError(f"{path} holds a {found['architecture']}, not one of {', '.join(builders)}")
-    return load_weights(builders[found["architecture"]](), path)
+    return _fill(model, _read_weights(path), path)
+
+
+def _fill(model: nn.Module, state: dict, path: str | Path) -> nn.Module:
+    require_same(signature(model), _signature(state), path)
+    model.load_state_dict(state["weights"])
+    return model.eval()
 
 
 def load_backbone(model: nn.Module, path: str | Path) -> nn.Module:
@@ -77,11 +81,20 @@ def load_backbone(model: nn.Module, path: str | Path) -> nn.Module:
     if not there or not here:
         where = path if not there else f"this {type(model).__name__}"
         raise TrainingError(f'there is no "backbone" in {where}; both networks must be made of a backbone and a head')
-    for_both = ("stem", *here, *there)
-    expected, found = signature(model), state["signature"]
-    require_same({key: expected.get(key) for key in for_both}, {key: found.get(key) for key in for_both}, path)
+    expected = {"stem": _stem(_identity(model)["spec"])} | _shapes(here)
+    found = {"stem": _stem(state["spec"])} | _shapes(there)
+    require_same(expected, found, path)
     model.load_state_dict(there, strict=False)
     return model
+
+
+def _stem(spec: dict) -> object:
+    """The stem of a network; the shapes of tensors alone do not tell all stems apart."""
+    return spec["options"].get("stem", "imagenet")
+
+
+def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in weights.items()}
 
 
 def _backbone(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -92,7 +105,7 @@ def _read_weights(path: str | Path) -> dict:
     """What save_weights or save_compact wrote; TrainingError when the file is missing or damaged."""
     path = Path(path)
     state = (_read_compact if path.suffix == ".safetensors" else read_torch_file)(path) if path.exists() else None
-    if not isinstance(state, dict) or not state.keys() >= {"signature", "weights"}:
+    if not isinstance(state, dict) or not state.keys() >= {"spec", "classes", "weights"}:
         raise TrainingError(f"{path} is missing or damaged; run the notebook that trains this model to make it")
     return state
 
@@ -114,22 +127,27 @@ def _read_compact(path: Path) -> dict | None:
     try:
         with safe_open(path, "pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-            about = json.loads((file.metadata() or {})["signature"])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+            about = {key: json.loads(file.metadata()[key]) for key in ("spec", "classes")}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         print(f"{path.name} cannot be read ({type(error).__name__}) and is ignored", flush=True)
         return None
-    return {"signature": about, "weights": {k: t.float() if t.is_floating_point() else t for k, t in weights.items()}}
+    return about | {"weights": {k: t.float() if t.is_floating_point() else t for k, t in weights.items()}}
 
 
 def signature(model: nn.Module) -> dict:
-    """What must agree before weights are put into a model: class, stem, regions, what its outputs mean, all shapes."""
-    return {
-        "architecture": type(model).__name__,
-        "stem": getattr(getattr(model, "backbone", model), "stem", None),
-        "regions": getattr(model, "regions", None),  # of a LocalGlobalNet: they have no weights
-        "classes": list(getattr(model, "outputs", EMOTIONS)),
-        **{name: list(tensor.shape) for name, tensor in model.state_dict().items()},
-    }
+    """What must agree before weights are put into a model: its spec, what its outputs mean, and all shapes; flat."""
+    return _signature({**_identity(model), "weights": model.state_dict()})
+
+
+def _identity(model: nn.Module) -> dict:
+    """What is saved with weights: the spec and what the outputs mean."""
+    spec = getattr(model, "spec", {"name": type(model).__name__, "options": {}})
+    return {"spec": spec, "classes": list(getattr(model, "outputs", EMOTIONS))}
+
+
+def _signature(state: dict) -> dict:
+    spec = state["spec"]
+    return {"network": spec["name"], **spec["options"], "classes": list(state["classes"]), **_shapes(state["weights"])}
 
 
 def require_same(expected: dict, found: dict, path: str | Path) -> None:

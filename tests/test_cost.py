@@ -2,14 +2,15 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fer_utils import cost
-from fer_utils.models import build_model
+from fer_utils.models import build_model, make_spec
 from fer_utils.models.efficientnet import EfficientNetB0
-from fer_utils.models.resnet import ResNet18
+from fer_utils.predict import Predictions
 
 
 def test_one_and_two_efficientnets_cost_what_was_published():
@@ -91,29 +92,9 @@ def test_memory_counts_copies_but_no_views():
     assert cost.measure_memory(flat, 2) == bytes_of(flat) + PLANE * (1 + 8)
 
 
-def test_a_network_is_found_by_name_and_size():
-    attention = ResNet18(attention="gates", stem="middle")
-    row = {"params": cost.count_params(attention), "gmacs": 10 * cost.count_gmacs(attention)}
-    found = cost.find_network("05_best_resnet18", row)
-    assert (found["architecture"], found["views"]) == ("attention_resnet18 (middle stem)", 10)
-    assert found["gmacs"] == pytest.approx(row["gmacs"]) and found["params"] == row["params"]
-
-
-@pytest.mark.parametrize(
-    ("name", "architecture"),
-    [
-        ("04_baseline_cnn_no_augmentation", "baseline_cnn"),
-        ("05_resnet18_original", "resnet18 (imagenet stem)"),
-        ("05_attention_resnet18", "attention_resnet18 (imagenet stem)"),
-        ("06_efficientnet_crp", "efficientnet_b0 (imagenet stem)"),
-    ],
-)
-def test_without_a_published_size_the_name_decides(name, architecture):
-    assert cost.find_network(name)["architecture"] == architecture
-
-
-def test_a_network_that_fits_nothing_is_refused_by_name():
-    with pytest.raises(ValueError, match="of 04_baseline_cnn; add it"):
-        cost.find_network("04_baseline_cnn", {"params": 1, "gmacs": 1.0})
-    with pytest.raises(ValueError, match="05_vgg"):
-        cost.find_network("05_vgg")
+def test_the_cost_of_a_published_model_is_that_of_its_spec_and_views():
+    spec = make_spec("resnet18", attention="gates", stem="middle")
+    found = cost.cost_of(Predictions(np.empty(0), np.empty(0), (0,), "", spec, "shifts"))
+    again = build_model(spec)
+    assert (found["architecture"], found["views"]) == ("resnet18, attention gates, stem middle", 10)
+    assert found["gmacs"] == pytest.approx(10 * cost.count_gmacs(again)) and found["params"] == cost.count_params(again)
