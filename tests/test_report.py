@@ -385,7 +385,7 @@ def test_findings_named_on_the_results_page_are_those_of_the_tables(as_committed
         100 * part.set_index(["start", "mode"]).accuracy for _, part in curve.query("labels != 2872").groupby("labels")
     )
     tuned, scratch = ("landmarks", "fine-tuned"), ("scratch", "scratch")
-    assert f"With {curve.labels.min()} labels, ResNet18 fine-tuned from notebook 03's landmark network" in text
+    assert f"With {curve.labels.min()} labels, ResNet18 fine-tuned from notebook 03's landmark model" in text
     assert f"right on {few[tuned]:.1f} % of test, from scratch on {few[scratch]:.1f} %" in text
     assert f"on {all_labels[tuned]:.1f} %, from scratch on {all_labels[scratch]:.1f} %." in text
     assert f"only where labels are few ({few['rotation', 'fine-tuned']:.1f} % with" in text
