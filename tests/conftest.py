@@ -41,7 +41,7 @@ def needs_mediapipe() -> None:
 
 @pytest.fixture
 def as_committed() -> None:
-    """Skips what compares texts of README and models/ with reports/ once somebody's own run has renewed the reports."""
+    """Skips what compares texts with the committed reports/ once somebody's own run has renewed these."""
     command = ["git", "diff", "--quiet", "HEAD", "--", "reports", "models"]
     if not shutil.which("git") or subprocess.run(command, cwd=ROOT, capture_output=True).returncode:
         pytest.skip("reports/ is not as committed, or this is no git checkout: the texts speak of the committed one")

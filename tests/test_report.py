@@ -11,6 +11,7 @@ from helpers import tiny_faces
 
 from fer_utils import report as report_module
 from fer_utils.paths import PROJECT_ROOT
+from fer_utils.pipeline.freshness import GENERATED_PAGES, content_hash
 from fer_utils.pipeline.meaning import cell_meaning
 from fer_utils.pipeline.page import (
     CLAIMS_BEGIN,
@@ -23,13 +24,14 @@ from fer_utils.pipeline.page import (
     anchors_table,
     build_report,
     claims_table,
-    renewed_readme,
+    renewed_docs,
     results_table,
     times_table,
     to_html,
 )
 from fer_utils.pipeline.planning import needed_files
 from fer_utils.pipeline.publish import Folders
+from fer_utils.pipeline.published import read_report_record
 from fer_utils.pipeline.stages import STAGES
 from fer_utils.report import Report, to_markdown
 
@@ -143,34 +145,60 @@ def test_non_standard_data_is_stamped_on_every_table(tmp_path):
     assert "Non-standard data: 84 images" in (tmp_path / "report.html").read_text()
 
 
-def test_readme_gets_claims_results_and_times_between_their_markers():
-    pairs = [(CLAIMS_BEGIN, CLAIMS_END), (RESULTS_BEGIN, RESULTS_END), (TIMES_BEGIN, TIMES_END)]
-    old = "# Title\n" + "Text.\n".join(f"{begin}\nold\n{end}\n" for begin, end in pairs) + "The end.\n"
+def test_docs_get_claims_results_and_times_between_their_markers(tmp_path):
+    def block(begin, end):
+        return f"{begin}\nold\n{end}\n"
+
+    results, running = pages = [tmp_path / page for page in GENERATED_PAGES]
+    (tmp_path / "docs").mkdir()
+    claims_block, results_block = block(CLAIMS_BEGIN, CLAIMS_END), block(RESULTS_BEGIN, RESULTS_END)
+    results.write_text(f"# Title\n{claims_block}Text.\n{results_block}The end.\n")
+    running.write_text(f"# Title\n{block(TIMES_BEGIN, TIMES_END)}The end.\n")
     claim = {"claimed": "60 %", "measured": "61 %", "n": 3589, "verdict": "consistent"}
     claims = pd.DataFrame([{"claim": MAIN_CLAIMS[0], **claim}, {"claim": "a detail", **claim}])
     summary = pd.DataFrame([{"notebook": "04", "profile": "cpu", "device": "CPU", **ROW}])
     facts = {"seconds": 90.0, "peak_memory_mb": 1234, "profile": "cpu", "device": "cpu"}
-    text = renewed_readme(old, claims, summary, {"stages": {"04_baseline_cnn": facts}})
-    assert "old" not in text and text.startswith("# Title\n") and text.endswith("The end.\n")
-    shown_claims, results, times = text.split("Text.")
+    texts = renewed_docs(tmp_path, claims, summary, {"stages": {"04_baseline_cnn": facts}})
+    assert list(texts) == pages
+    for text in texts.values():
+        assert "old" not in text and text.startswith("# Title\n") and text.endswith("The end.\n")
+    shown_claims, shown_results = texts[results].split("Text.")
     assert "| 3,589 | consistent" in shown_claims and "a detail" not in shown_claims
-    assert "Split: test. n: 3,589. profile: cpu. device: CPU.\n" in results and "61.2%" in results
-    assert "| 1.5       | 1.2 GB" in times
-    assert renewed_readme(text, claims, summary, {"stages": {"04_baseline_cnn": facts}}) == text
-    with pytest.raises(ValueError, match=r"README\.md must have the lines"):
-        renewed_readme(text.replace(CLAIMS_END, ""), claims, summary, {"stages": {}})
+    assert "Split: test. n: 3,589. profile: cpu. device: CPU.\n" in shown_results and "61.2%" in shown_results
+    assert "| 1.5       | 1.2 GB" in texts[running]
+    for path, text in texts.items():
+        path.write_text(text)
+    assert renewed_docs(tmp_path, claims, summary, {"stages": {"04_baseline_cnn": facts}}) == texts
+    results.write_text(texts[results].replace(CLAIMS_END, ""))
+    with pytest.raises(ValueError, match=r"docs/results\.md must have the lines"):
+        renewed_docs(tmp_path, claims, summary, {"stages": {}})
 
 
-def test_readme_of_this_project_agrees_with_its_reports():
+def test_docs_of_this_project_agree_with_its_reports():
     reports = PROJECT_ROOT / "reports"
-    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf8")
+    results, running = ((PROJECT_ROOT / page).read_text(encoding="utf8") for page in GENERATED_PAGES)
     claims = pd.read_csv(reports / "tables" / "claims.csv")
     assert set(MAIN_CLAIMS) <= set(claims.claim)
-    assert text.split(CLAIMS_BEGIN)[1].split(CLAIMS_END)[0].strip() == claims_table(claims)
-    shown = text.split(RESULTS_BEGIN)[1].split(RESULTS_END)[0].strip()
+    assert results.split(CLAIMS_BEGIN)[1].split(CLAIMS_END)[0].strip() == claims_table(claims)
+    shown = results.split(RESULTS_BEGIN)[1].split(RESULTS_END)[0].strip()
     assert shown == results_table(pd.read_csv(reports / "summary.csv"))
-    shown = text.split(TIMES_BEGIN)[1].split(TIMES_END)[0].strip()
+    shown = running.split(TIMES_BEGIN)[1].split(TIMES_END)[0].strip()
     assert shown == times_table(json.loads((reports / "provenance.json").read_text()))
+
+
+def test_of_a_generated_page_only_what_is_generated_counts(tmp_path):
+    page = tmp_path / "docs" / "results.md"
+    page.parent.mkdir()
+    hashes = []
+    for text, table in [("Text.", "old"), ("Other text.", "old"), ("Text.", "new")]:
+        page.write_text(f"{text}\n{CLAIMS_BEGIN}\n{table}\n{CLAIMS_END}\n")
+        hashes.append(content_hash(page))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_report_of_this_project_records_its_generated_pages():
+    folders = Folders.of(PROJECT_ROOT, "cpu", custom=False)
+    assert set(GENERATED_PAGES) <= set(read_report_record(folders)["files"])
 
 
 def test_results_keep_a_column_whose_values_differ():
@@ -247,7 +275,7 @@ def test_published_figures_show_the_numbers_of_the_table_of_the_same_name():
             assert set(data[column].dropna()) <= set(table[column].dropna()), column
 
 
-def test_readme_names_the_notebooks_whose_published_run_is_older_than_their_code(as_committed):
+def test_results_page_names_the_notebooks_whose_published_run_is_older_than_their_code(as_committed):
     def code(path):
         cells = json.loads(path.read_text(encoding="utf8"))["cells"]
         codes = [cell for cell in cells if cell["cell_type"] == "code" and not is_injected(cell)]
@@ -258,24 +286,59 @@ def test_readme_names_the_notebooks_whose_published_run_is_older_than_their_code
 
     notebooks = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
     older = [path.name[:2] for path in notebooks if code(path) != code(PROJECT_ROOT / "outputs" / path.name)]
-    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf8")
+    text = one_line("docs/results.md")
     named = re.search(r"Published from an earlier version of their code: ([\d, ]+)\.", text)
     assert (named[1].split(", ") if named else []) == older
 
 
-def test_shares_named_in_the_readme_are_those_of_the_tables(as_committed):
-    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf8")
-    near = pd.read_csv(PROJECT_ROOT / "reports" / "tables" / "01_near_duplicates.csv").set_index("split").loc["test"]
-    assert f"{100 * near.exact_copy_in_train / near.n:.1f} % of the test images have an exact copy in train" in text
-    assert f"and {100 * near.share:.1f} % an exact or near copy" in text
+def one_line(page):
+    """The text of a page of this project without its line breaks."""
+    return " ".join((PROJECT_ROOT / page).read_text(encoding="utf8").split())
 
 
-def test_findings_named_in_the_readme_are_those_of_the_tables(as_committed):
-    text = " ".join((PROJECT_ROOT / "README.md").read_text(encoding="utf8").split())
+def test_shares_named_in_readme_and_results_are_those_of_the_tables(as_committed):
+    tables = PROJECT_ROOT / "reports" / "tables"
+    near = pd.read_csv(tables / "01_near_duplicates.csv").set_index("split").loc["test"]
+    exact = f"{100 * near.exact_copy_in_train / near.n:.1f} % of the test images have an exact copy in"
+    assert f"{exact} train, and {100 * near.share:.1f} % have an exact or near copy" in one_line("docs/results.md")
+    assert f"{exact} the training split" in one_line("README.md")
+    fear = pd.read_csv(tables / "01_label_agreement.csv").set_index("emotion").loc["fear"]
+    shown = f"of the {fear.n:,.0f} images that FER2013 labels *fear* and that had a clear winner in this vote, "
+    assert f"{shown}{100 * fear.agreement:.1f} % were voted *fear*" in one_line("README.md")
+
+
+def test_three_results_of_the_readme_are_those_of_the_report(as_committed):
+    text = one_line("README.md")
+    reports = PROJECT_ROOT / "reports"
+    summary = pd.read_csv(reports / "summary.csv").query("split == 'test'").set_index("model")
+    baseline, pair = summary.loc["baseline_cnn"], summary.loc["ensemble_best_pair"]
+    facts = "n = {0.n:,}, one seed{1}, 95 % interval {2:.1f} to {3:.1f} %"
+    for row, each in [(baseline, ""), (pair, " each")]:
+        assert row.seeds == 1
+        shown = facts.format(row, each, 100 * row.ci_low, 100 * row.ci_high)
+        assert re.search(rf"reaches {100 * row.accuracy:.1f} % (accuracy )?\({re.escape(shown)}\)", text), shown
+    left = [f"{100 * row.accuracy_no_duplicates:.1f} %" for row in (baseline, pair)]
+    assert f"Without those, the two accuracies are {left[0]} and {left[1]}" in text
+    claims = pd.read_csv(reports / "tables" / "claims.csv").set_index("claim")
+    gain = claims.loc["gain from attention, recipe ours, points"]
+    interval = f"95 % interval over seeds {100 * gain.ci_low:+.2f} to {100 * gain.ci_high:+.2f}"
+    assert f"changed by {gain.measured} points (n = {gain.n:,}, two seeds, {interval})" in text
+    assert f"The claim was {gain.claimed}." in text and "2 seeds" in gain.verdict
+    for emotion, verdict in [("happy", "confirmed"), ("fear", "not confirmed")]:
+        row = claims.loc[f"where the network looks, {emotion}"]
+        share, area = re.match(r"([\d.]+)% of the map on ([\d.]+)% of the area", row.measured).groups()
+        interval = f"95 % interval {100 * row.ci_low:.1f} to {100 * row.ci_high:.1f} %"
+        found = re.search(rf"For \*{emotion}\*, {share} % .*?{area} % .*?n = {row.n}, one model, {interval}\)", text)
+        assert found, emotion
+        assert row.verdict.split(":")[0] == verdict and f'the claim "{row.claimed}" is {verdict}' in text
+
+
+def test_findings_named_on_the_results_page_are_those_of_the_tables(as_committed):
+    text = one_line("docs/results.md")
     tables = PROJECT_ROOT / "reports" / "tables"
     baseline = pd.read_csv(tables / "04_results.csv").query("split == 'test'").set_index("model")
     accuracy = 100 * baseline.loc[["baseline_cnn", "baseline_cnn_no_augmentation"], "accuracy"]
-    assert "({:.1f} % with it, {:.1f} % without)".format(*accuracy) in text
+    assert "({:.1f} % with augmentation, {:.1f} % without)".format(*accuracy) in text
     lost = accuracy - 100 * baseline.accuracy_no_duplicates
     left_out = "points when the test images with a copy are left out"
     assert f"loses {lost.iloc[1]:.1f} {left_out}, the other {lost.iloc[0]:.1f}" in text
@@ -283,52 +346,54 @@ def test_findings_named_in_the_readme_are_those_of_the_tables(as_committed):
     assert f"{gain['original']:+.1f} points under the original recipe, {gain['ours']:+.1f} under ours" in text
     augmented = 100 * pd.read_csv(tables / "06_ablation.csv").set_index("version").select_dtypes("number")
     none, crp = augmented.loc["none"], augmented.loc["crp"]
-    assert f"({crp.accuracy:.1f} % and {none.accuracy:.1f} %)" in text
-    assert f"({crp.accuracy_no_duplicates:.1f} % against {none.accuracy_no_duplicates:.1f} %)" in text
-    assert f"({none.train_accuracy:.0f} % of train, {none.val_accuracy:.0f} % of val)" in text
+    assert f"({crp.accuracy:.1f} % and {none.accuracy:.1f} %;" in text
+    assert f"({crp.accuracy_no_duplicates:.1f} % and {none.accuracy_no_duplicates:.1f} %)" in text
+    assert f"right on {none.train_accuracy:.0f} % of train and {none.val_accuracy:.0f} % of val" in text
     ablation = pd.read_csv(tables / "06_ablation.csv").set_index("version")
-    assert ablation.epochs["crp"] == 11 and "after 11 epochs instead of 300" in text
-    assert f"McNemar's p = {ablation.p_holm['none']:.3f} corrected for four questions" in text
+    assert ablation.epochs["crp"] == 11 and "11 epochs instead of 300" in text
+    assert f"McNemar's test, p = {ablation.p_holm['none']:.3f} after Holm's correction for four questions" in text
     assert ablation.loc[["none", "crp_light", "crp_cutout", "mixup_cutmix"], "verdict"].eq("worse than crp").all()
     f1, recall = ablation.macro_f1, pd.read_csv(tables / "06_recall.csv").set_index("version")
     assert f"its macro-F1 ({f1['crp']:.3f}) is below that without augmentation ({f1['none']:.3f})" in text
-    assert "crp finds none of the 55 disgusted faces" in text and recall.disgust["crp"] == 0
+    assert "crp finds none of the 55 test faces labeled disgust" in text and recall.disgust["crp"] == 0
     others = augmented.accuracy[["crp_light", "crp_cutout", "mixup_cutmix"]]
     assert f"The three other versions reach {others.min():.1f} to {others.max():.1f} %, each of them behind crp" in text
     ensembles = 100 * pd.read_csv(tables / "07_ensemble.csv").set_index("chosen").select_dtypes("number")
     best, single = ensembles.loc["yes"], ensembles.iloc[0]
     assert f"right on {best.accuracy:.1f} % of test, {best.difference:.1f} points more" in text
     gain = best.accuracy_no_duplicates - single.accuracy_no_duplicates
-    assert f"without the copies {best.accuracy_no_duplicates:.1f} %, {gain:.1f} points more" in text
+    assert f"the copies it is right on {best.accuracy_no_duplicates:.1f} %, {gain:.1f} points more" in text
     looks = pd.read_csv(tables / "claims.csv").query("claim.str.startswith('where the network looks')")
     verdicts = looks.set_index(looks.claim.str.split(", ").str[1]).verdict.str.split(":").str[0]
-    assert "put happy on the mouth, as claimed" in text and verdicts["happy"] == "confirmed"
-    assert "is not, or only partly, confirmed" in text
+    assert "confirm the claim that *happy* is seen at the mouth" in text and verdicts["happy"] == "confirmed"
+    assert "*sad* at the mouth are only partly confirmed, or not at all" in text
     assert set(verdicts[["fear", "surprise", "sad"]]) <= {"partly", "not confirmed"}
     ablation = pd.read_csv(tables / "11_ablation.csv").set_index("variant")
     regions, millions = 100 * ablation.accuracy, ablation.params / 1e6
-    assert f"({millions['local']:.1f} million parameters, {regions['local']:.1f} % of test)" in text
-    assert f"({millions['global']:.0f} million, {regions['global']:.1f} %)" in text
-    assert f"of their own size and cost that sees no regions ({regions['local_whole']:.1f} %)" in text
-    assert f"Fusing both gives {regions['fused']:.1f} %, a control of the same cost" in text
-    assert f"{regions['fused_whole']:.1f} %; attention on top {regions['fused_attention']:.1f} %" in text
-    assert f"regions that follow the landmarks {regions['fused_landmarks']:.1f} %. Two seeds" in text
+    assert f"({millions['local']:.1f} million parameters) reach {regions['local']:.1f} % of test" in text
+    assert f"({millions['global']:.0f} million) {regions['global']:.1f} %." in text
+    assert f"of the four regions that sees no regions reaches {regions['local_whole']:.1f} %" in text
+    assert f"The fused network reaches {regions['fused']:.1f} %, a control of the same cost" in text
+    whole, attention = regions["fused_whole"], regions["fused_attention"]
+    assert f"sees no regions {whole:.1f} %. With attention on top it reaches {attention:.1f} %" in text
+    assert f"regions that follow the landmarks {regions['fused_landmarks']:.1f} %." in text
     final = pd.read_csv(tables / "11_results.csv").query("model == 'best_local_global' and split == 'test'")
-    assert f"regions alone with all images, is right on {100 * final.accuracy.item():.1f} %" in text
+    shown = f"regions alone trained on all images (one seed), is right on {100 * final.accuracy.item():.1f} %"
+    assert shown in text
     curve = pd.read_csv(tables / "10_label_curve.csv").query("network == 'resnet18'")
     few, all_labels = (
         100 * part.set_index(["start", "mode"]).accuracy for _, part in curve.query("labels != 2872").groupby("labels")
     )
     tuned, scratch = ("landmarks", "fine-tuned"), ("scratch", "scratch")
-    assert f"with {curve.labels.min()} labels, ResNet18 fine-tuned from notebook 03's landmark network" in text
+    assert f"With {curve.labels.min()} labels, ResNet18 fine-tuned from notebook 03's landmark model" in text
     assert f"right on {few[tuned]:.1f} % of test, from scratch on {few[scratch]:.1f} %" in text
-    assert f"on {all_labels[tuned]:.1f} % against {all_labels[scratch]:.1f} %" in text
-    assert f"only where labels are few ({few['rotation', 'fine-tuned']:.1f} %)" in text
+    assert f"on {all_labels[tuned]:.1f} %, from scratch on {all_labels[scratch]:.1f} %." in text
+    assert f"only where labels are few ({few['rotation', 'fine-tuned']:.1f} % with" in text
     assert few["rotation", "fine-tuned"] > few[scratch] and all_labels["rotation", "fine-tuned"] < all_labels[scratch]
 
 
-def test_speeds_named_in_the_readme_are_those_of_the_benchmark(as_committed):
-    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf8")
+def test_speeds_named_on_the_results_page_are_those_of_the_benchmark(as_committed):
+    text = one_line("docs/results.md")
     table = pd.read_csv(PROJECT_ROOT / "reports" / "tables" / "benchmark_engine.csv")
     for usual, engine in zip(
         *(table[table.way == way].to_dict("records") for way in ("DataLoader", "engine")), strict=True
@@ -337,8 +402,8 @@ def test_speeds_named_in_the_readme_are_those_of_the_benchmark(as_committed):
         assert f"{speeds}{engine['times as fast']:.1f} times as fast | {engine['input, %']:.1f} % |" in text
 
 
-def test_what_the_readme_says_of_settings_and_seeds_is_what_was_measured(as_committed):
-    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf8")
+def test_what_the_results_page_says_of_settings_and_seeds_is_what_was_measured(as_committed):
+    text = one_line("docs/results.md")
     tables = PROJECT_ROOT / "reports" / "tables"
     settings = pd.read_csv(tables / "benchmark_settings.csv")
     speed = settings.set_index(["model", "precision", "memory format"])["images per second"].unstack([1, 2])

@@ -9,6 +9,6 @@ execution.py    runs one notebook with papermill and checks that it really ran; 
 publish.py      brings what a notebook made to where it belongs
 provenance.py   commit, data, versions and times, for the report
 published.py    the report as a whole: built from what is published, and checked against its records
-page.py         summary, claims, report.html and README's results, from what all notebooks published
+page.py         summary, claims, report.html and the tables in docs/, from what all notebooks published
 runner.py       the command line, which puts all of this together
 """

@@ -23,7 +23,8 @@ from fer_utils.paths import atomic_write
 from fer_utils.pipeline.meaning import cell_hash, module_hashes
 from fer_utils.pipeline.notebooks import CodeCell
 
-# What page.py writes into README.md.
+# The pages into which page.py writes tables, and what it writes there.
+GENERATED_PAGES = ("docs/results.md", "docs/running.md")
 GENERATED = re.compile(r"<!-- (\w+): generated from .*?<!-- end of \1 -->", re.DOTALL)
 
 
@@ -111,7 +112,7 @@ def content_hash(path: Path) -> str | None:
     """Hash of a file's content, None when there is no such file.
 
     Of an executed notebook only the sources and outputs count, because opening it in JupyterLab rewrites the rest; of
-    README.md what was generated.
+    a page of docs/ only what was generated.
     """
     if not path.is_file():
         return None
@@ -126,7 +127,7 @@ def _what_counts(path: Path, content: bytes) -> bytes:
     if path.suffix == ".ipynb":
         cells = json.loads(content)["cells"]
         return json.dumps([[_joined(cell["source"]), _plain(cell.get("outputs"))] for cell in cells]).encode()
-    if path.name == "README.md":
+    if path.parent.name == "docs":
         return "".join(match[0] for match in GENERATED.finditer(content.decode())).encode()
     return content
 

@@ -1,4 +1,4 @@
-"""What is made from the results of all notebooks: summary, claims, anchors, report.html, and tables of README.md."""
+"""What is made from the results of all notebooks: summary, claims, anchors, report.html, and tables in docs/."""
 
 import base64
 import json
@@ -10,13 +10,14 @@ from jinja2 import Environment, FileSystemLoader
 
 from fer_utils.paths import ASSETS, PROJECT_ROOT, atomic_write
 from fer_utils.pipeline.execution import shrink_picture
+from fer_utils.pipeline.freshness import GENERATED_PAGES
 from fer_utils.report import CLAIM_COLUMNS, SUMMARY_COLUMNS, format_cell, write_csv
 
 CLAIMS_BEGIN, CLAIMS_END = "<!-- claims: generated from reports/tables/claims.csv -->", "<!-- end of claims -->"
 RESULTS_BEGIN, RESULTS_END = "<!-- results: generated from reports/summary.csv -->", "<!-- end of results -->"
 TIMES_BEGIN, TIMES_END = "<!-- times: generated from reports/provenance.json -->", "<!-- end of times -->"
 
-MAIN_CLAIMS = (  # what README shows of claims.csv: without single points, emotions and versions
+MAIN_CLAIMS = (  # what docs/results.md shows of claims.csv: without single points, emotions and versions
     "images without a detected face",
     "landmark error, mean",
     "baseline CNN, accuracy",
@@ -40,23 +41,23 @@ def build_report(reports: Path, provenance: dict) -> None:
     """Make summary.csv, claims.csv, anchors.csv, provenance.json and report.html from what the notebooks published.
 
     reports: the folder that holds tables/, figures/ and manifests/. For the project's own reports the tables of claims,
-    results and times in README.md are renewed as well.
+    results and times in docs/ are renewed as well.
     """
     manifests = [read_manifest(path) for path in sorted((reports / "manifests").glob("*.json"))]
     summary = pd.DataFrame([row for m in manifests for row in m["summary"]], columns=SUMMARY_COLUMNS)
     summary["epochs"] = summary.epochs.astype("Int64")  # an ensemble has none
     claims = pd.DataFrame([row for m in manifests for row in m["claims"]], columns=CLAIM_COLUMNS)
     page = render_page(reports, manifests, summary, claims, provenance)  # before anything is written: it may fail
-    readme = PROJECT_ROOT / "README.md" if reports == PROJECT_ROOT / "reports" else None
-    text = readme and renewed_readme(readme.read_text(encoding="utf8"), claims, summary, provenance)
+    is_own = reports == PROJECT_ROOT / "reports"
+    docs = renewed_docs(PROJECT_ROOT, claims, summary, provenance) if is_own else {}
     (reports / "tables").mkdir(parents=True, exist_ok=True)
     write_csv(summary, reports / "summary.csv")
     write_csv(claims, reports / "tables" / "claims.csv")
     write_csv(anchors_table(summary), reports / "tables" / "anchors.csv")
     atomic_write(reports / "provenance.json", (json.dumps(provenance, indent=1, sort_keys=True) + "\n").encode())
     atomic_write(reports / "report.html", page.encode())
-    if readme:
-        atomic_write(readme, text.encode())
+    for path, text in docs.items():
+        atomic_write(path, text.encode())
 
 
 def read_manifest(path: Path) -> dict:
@@ -110,7 +111,7 @@ def anchors_table(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims_table(claims: pd.DataFrame) -> str:
-    """The README's claims: one Markdown row for each of MAIN_CLAIMS that was answered."""
+    """The claims in docs/results.md: one Markdown row for each of MAIN_CLAIMS that was answered."""
     shown = claims[claims.claim.isin(MAIN_CLAIMS)].copy()
     shown["n"] = shown.n.map("{:,}".format).replace("0", "-")
     columns = ["claim", "claimed", "measured", "n", "verdict"]
@@ -118,7 +119,7 @@ def claims_table(claims: pd.DataFrame) -> str:
 
 
 def results_table(summary: pd.DataFrame) -> str:
-    """The README's results on test: one Markdown row per model, accuracies in percent.
+    """The results on test in docs/results.md: one Markdown row per model, accuracies in percent.
 
     What is the same in all rows stands above the table instead.
     """
@@ -146,7 +147,7 @@ def results_table(summary: pd.DataFrame) -> str:
 
 
 def times_table(provenance: dict) -> str:
-    """The README's times: one Markdown row per notebook, as its last run took them."""
+    """The times in docs/running.md: one Markdown row per notebook, as its last run took them."""
     rows = [
         {
             "notebook": name,
@@ -159,21 +160,33 @@ def times_table(provenance: dict) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-def renewed_readme(text: str, claims: pd.DataFrame, summary: pd.DataFrame, provenance: dict) -> str:
-    """The text of README.md with new tables of claims, results and times between their markers.
+def renewed_docs(root: Path, claims: pd.DataFrame, summary: pd.DataFrame, provenance: dict) -> dict[Path, str]:
+    """The pages with generated tables -> their text with new tables of claims, results and times.
 
-    ValueError when a marker is missing.
+    root: the folder that holds docs/. OSError when a page is missing, ValueError when a marker is.
     """
-    for begin, end, table in [
-        (CLAIMS_BEGIN, CLAIMS_END, claims_table(claims)),
-        (RESULTS_BEGIN, RESULTS_END, results_table(summary)),
-        (TIMES_BEGIN, TIMES_END, times_table(provenance)),
-    ]:
-        if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"README.md must have the lines {begin} and {end} once each; restore them")
-        before, rest = text.split(begin)
-        text = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
-    return text
+    results, running = (root / page for page in GENERATED_PAGES)
+    blocks = {
+        results: [
+            (CLAIMS_BEGIN, CLAIMS_END, claims_table(claims)),
+            (RESULTS_BEGIN, RESULTS_END, results_table(summary)),
+        ],
+        running: [(TIMES_BEGIN, TIMES_END, times_table(provenance))],
+    }
+    texts = {}
+    for path, tables in blocks.items():
+        texts[path] = path.read_text(encoding="utf8")
+        for begin, end, table in tables:
+            texts[path] = _replace_block(texts[path], path.name, begin, end, table)
+    return texts
+
+
+def _replace_block(text: str, page: str, begin: str, end: str, table: str) -> str:
+    """The text with a new table between the lines `begin` and `end`; ValueError when one is not there exactly once."""
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"docs/{page} must have the lines {begin} and {end} once each; restore them")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
 
 
 def _title(name: str) -> str:

@@ -16,7 +16,8 @@ PACKAGES = (
     *("torch", "torchvision", "numpy", "pandas", "scikit-learn", "opencv-contrib-python", "mediapipe"),
     *("matplotlib", "papermill", "ipykernel", "fvcore", "scipy", "grad-cam"),
 )
-NO_CODE = ("reports", "outputs", "README.md", "tests")  # what may differ from the commit without making it dirty
+# What may differ from the commit without making it dirty.
+NO_CODE = ("reports", "outputs", "docs", "README.md", "tests")
 
 
 def gather_provenance(root: Path, faces: FER2013, source: str, device: str, profile: str) -> dict[str, object]:
@@ -61,7 +62,8 @@ def code_state(root: Path) -> dict[str, object]:
     """commit, and whether the code differs from it (dirty); None where this cannot be known.
 
     A copy without git history, such as a downloaded zip, knows its commit but not whether it was changed. A run
-    rewrites reports and executed notebooks itself, and tests decide no result, so these do not count.
+    rewrites reports, executed notebooks and tables in docs/, and neither texts nor tests decide a result, so these do
+    not count.
     """
     if not (root / ".git").exists() and (commit := archived_commit(root)):
         return {"commit": commit, "dirty": None}

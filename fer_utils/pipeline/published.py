@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fer_utils.paths import PROJECT_ROOT, atomic_write
-from fer_utils.pipeline.freshness import content_hash, damaged, damaged_checkpoints, missing_record, read_record
+from fer_utils.pipeline.freshness import (
+    GENERATED_PAGES,
+    content_hash,
+    damaged,
+    damaged_checkpoints,
+    missing_record,
+    read_record,
+)
 from fer_utils.pipeline.meaning import module_meaning
 from fer_utils.pipeline.provenance import last_run
 from fer_utils.pipeline.publish import Folders
@@ -61,9 +68,11 @@ def published_facts(folders: Folders) -> dict[str, dict]:
 
 
 def report_files(folders: Folders) -> list[Path]:
-    """The files that build_report has written; of README.md only the tables that it generates count."""
-    readme = [PROJECT_ROOT / "README.md"] if folders.reports == PROJECT_ROOT / "reports" else []
-    return [path for path in (*(folders.reports / name for name in REPORT_FILES), *readme) if path.is_file()]
+    """The files that build_report has written; of the pages in docs/ only the tables that it generates count."""
+    files = [folders.reports / name for name in REPORT_FILES]
+    if folders.reports == PROJECT_ROOT / "reports":
+        files += [PROJECT_ROOT / page for page in GENERATED_PAGES]
+    return [path for path in files if path.is_file()]
 
 
 def report_sources(folders: Folders) -> dict[str, str]:

@@ -121,7 +121,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     published.add_argument(
         "--report",
         action="store_true",
-        help="build report, README's tables and model card from what is published, and stop; no data needed",
+        help="build report, tables of docs/ and model card from what is published, and stop; no data needed",
     )
     published.add_argument(
         "--verify",
