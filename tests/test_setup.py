@@ -1,6 +1,7 @@
 """run_all.sh, run_tests.sh and setup_env.sh, with stand-ins for every command that they call."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+LOCK = (ROOT / "requirements.lock").read_text().replace("\\\n", " ")  # one requirement a line
+REQUIREMENTS = [line for line in LOCK.splitlines() if not line.lstrip().startswith("#")]
 TOOLS = [
     *("bash", "env", "dirname", "cat", "head", "cksum", "df", "du", "awk", "cut", "rm", "mkdir", "cp", "flock", "sleep")
 ]
@@ -112,6 +115,12 @@ def test_changed_lock_file_installs_again(machine: Machine) -> None:
     calls = machine.calls()
     assert sum("install" in call for call in calls) == 2
     assert not any("-m venv" in call for call in calls)
+
+
+def test_lock_pins_every_package_with_its_hashes() -> None:
+    assert len(REQUIREMENTS) > 100
+    loose = [line for line in REQUIREMENTS if not re.match(r"[a-z0-9-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line)]
+    assert not loose
 
 
 @pytest.mark.parametrize("how", ["PIP_FAILS", "KILLED"])
