@@ -83,7 +83,8 @@ set_up() {
     echo "Setting up $venv (the first time: some minutes, 3 GB to download)..." >&2
     rm -f "$venv/complete" # an interrupted installation must not look complete
     make_venv
-    install -r "$root/requirements.lock" ||
+    # The lock names all that is needed. grad-cam also asks for a second OpenCV, which would overwrite files of the first.
+    install --no-deps -r "$root/requirements.lock" ||
         stop "the packages could not be installed, see above; check the network connection and run again"
     # Editable: JupyterLab and the runner both import fer_utils from this folder.
     install --no-deps --no-build-isolation -e "$root" || stop "fer_utils could not be installed, see above"
@@ -97,7 +98,8 @@ if [ -n "${FER_PYTHON:-}" ]; then
     python=$FER_PYTHON
     "$python" -I -c 'import fer_utils, os, sys; sys.exit(not os.path.samefile(fer_utils.__path__[0], sys.argv[1]))' \
         "$root/fer_utils" 2>/dev/null ||
-        stop "FER_PYTHON=$python does not have this project's fer_utils; run: $python -m pip install -e '$root'"
+        stop "FER_PYTHON=$python does not have this project's fer_utils; run: $python -m pip install --no-deps -r" \
+            "'$root/requirements.lock' && $python -m pip install --no-deps -e '$root'"
 else
     python=$venv/bin/python
     if ! is_set_up; then

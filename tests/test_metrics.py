@@ -96,6 +96,8 @@ def test_sign_flip_survives_rounding():
     # Only all-plus and all-minus reach 0.6, each twice, as a zero has no sign. In binary the sums differ by 1e-16, and
     # without room for that not even the observed one would count.
     assert metrics.paired_difference([0.1, 0.3, 0, 0.2], [0, 0, 0, 0])["p_value"] == 4 / 16
+    # Differences -1, 3, 1 and -2 points: their sum is odd whatever the signs, so that none lies nearer to 0 than 1.
+    assert metrics.paired_difference([0.56, 0.55, 0.53, 0.55], [0.57, 0.52, 0.52, 0.57])["p_value"] == 1.0
 
 
 def test_one_seed_has_no_interval_and_unpaired_lists_are_refused():

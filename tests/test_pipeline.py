@@ -958,9 +958,31 @@ def test_no_kernel(project: Project, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_lock_file_of_a_dead_run_is_no_obstacle(finished: Project) -> None:
-    (finished.root / "outputs/work/lock").write_text("999999")
+    for name in ("lock", "pid"):
+        (finished.root / "outputs/work" / name).write_text("999999")
     assert finished.run() == 0
-    assert (finished.root / "outputs/work/lock").read_text() == str(os.getpid())
+    assert (finished.root / "outputs/work/pid").read_text() == str(os.getpid())
+
+
+@pytest.mark.parametrize("content", ["mine", None])
+def test_link_in_place_of_the_lock_is_not_followed(tmp_path: Path, content: str | None) -> None:
+    target, lock = tmp_path / "target", tmp_path / "outputs/work/lock"
+    lock.parent.mkdir(parents=True)
+    lock.symlink_to(target)
+    if content:
+        target.write_text(content)
+    with pytest.raises(runner.UsageError, match="lock is a link; delete it"), runner.one_at_a_time(tmp_path):
+        pass
+    assert (target.read_text() if target.exists() else None) == content
+
+
+def test_link_in_place_of_the_pid_is_replaced(tmp_path: Path) -> None:
+    target, pid = tmp_path / "target", tmp_path / "outputs/work/pid"
+    pid.parent.mkdir(parents=True)
+    pid.symlink_to(target)
+    with runner.one_at_a_time(tmp_path):
+        assert pid.read_text() == str(os.getpid())
+    assert not target.exists() and not pid.is_symlink()
 
 
 # --- Notebooks that do not reach their end ----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """run_all.sh, run_tests.sh and setup_env.sh, with stand-ins for every command that they call."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+LOCK = (ROOT / "requirements.lock").read_text().replace("\\\n", " ")  # one requirement a line
+REQUIREMENTS = [line for line in LOCK.splitlines() if not line.lstrip().startswith("#")]
 TOOLS = [
     *("bash", "env", "dirname", "cat", "head", "cksum", "df", "du", "awk", "cut", "rm", "mkdir", "cp", "flock", "sleep")
 ]
@@ -97,7 +100,7 @@ def test_first_call_sets_up_and_the_second_does_not(machine: Machine) -> None:
     installs = [call for call in machine.calls() if "install" in call]
     pip = "python -m pip install --quiet --disable-pip-version-check"
     assert installs == [
-        f"{pip} -r {machine.root}/requirements.lock",
+        f"{pip} --no-deps -r {machine.root}/requirements.lock",
         f"{pip} --no-deps --no-build-isolation -e {machine.root}",
     ]
     assert machine.run("run_all.sh", PIPELINE="1") == (1, "<>", "")
@@ -112,6 +115,16 @@ def test_changed_lock_file_installs_again(machine: Machine) -> None:
     calls = machine.calls()
     assert sum("install" in call for call in calls) == 2
     assert not any("-m venv" in call for call in calls)
+
+
+def test_lock_pins_every_package_with_its_hashes() -> None:
+    assert len(REQUIREMENTS) > 100
+    loose = [line for line in REQUIREMENTS if not re.match(r"[a-z0-9-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line)]
+    assert not loose
+
+
+def test_lock_has_one_opencv() -> None:
+    assert [line.split("==")[0] for line in REQUIREMENTS if "opencv" in line] == ["opencv-contrib-python"]
 
 
 @pytest.mark.parametrize("how", ["PIP_FAILS", "KILLED"])
@@ -193,7 +206,8 @@ def test_own_environment_is_used_as_it_is(machine: Machine) -> None:
     assert not (machine.root / ".venv").exists()
     code, _, error = machine.run("run_all.sh", FER_PYTHON="python3.11", NO_FER_UTILS="1")
     assert code == 2
-    assert f"run: python3.11 -m pip install -e '{machine.root}'" in error
+    install = "python3.11 -m pip install --no-deps"
+    assert f"run: {install} -r '{machine.root}/requirements.lock' && {install} -e '{machine.root}'" in error
 
 
 @pytest.mark.parametrize(("ruff", "pytest_code", "code"), [("0", "0", 0), ("1", "0", 1), ("0", "5", 5), ("1", "5", 5)])

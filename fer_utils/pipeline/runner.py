@@ -6,7 +6,6 @@ Exit codes: 0 all good; 1 a stage failed; 2 nothing was started (bad usage, unus
 
 import argparse
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -17,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TextIO
+
+from filelock import FileLock, Timeout
 
 from fer_utils.errors import DataError
 from fer_utils.internet import OFFLINE, WEIGHTS_SERVER, why_out_of_reach
@@ -196,24 +197,27 @@ def at_least(least: float, kind: type) -> Callable[[str], float]:
 def one_at_a_time(root: Path) -> Iterator[None]:
     """Hold the project's lock; UsageError with the other run's pid when there is one.
 
-    The operating system frees the lock when its owner ends, however it ends; the file itself says nothing.
+    The operating system frees the lock when its owner ends, however it ends; neither its file nor that of the pid says
+    whether a run is at work.
     """
-    path = root / "outputs" / "work" / "lock"
+    folder = root / "outputs" / "work"
+    path, pid = folder / "lock", folder / "pid"
+    lock = FileLock(path, blocking=False)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("a+")
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            raise UsageError(f"{path} is a link; delete it and run again")
+        lock.acquire()
+    except Timeout:
+        owner = pid.read_text() if pid.is_file() else "unknown"
+        raise UsageError(f"another run is at work here (pid {owner}); wait for it, or end it first") from None
     except OSError as error:
-        raise UsageError(f"cannot write to {path.parent} ({error.strerror}); make it writable and run again") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UsageError(f"another run is at work here (pid {lock.read()}); wait for it, or end it first") from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        raise UsageError(f"cannot write to {folder} ({error.strerror}); make it writable and run again") from None
+    try:
+        atomic_write(pid, str(os.getpid()).encode())
         yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

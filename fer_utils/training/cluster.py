@@ -69,8 +69,7 @@ def _connect(address: str) -> ModuleType:
     try:
         import ray
     except ImportError as error:
-        install = 'pip install -e ".[cluster]"'
-        raise TrainingError(f"FER_RAY is set, but Ray is not installed; run {install}, or unset FER_RAY") from error
+        raise TrainingError("FER_RAY is set, but Ray is not installed: pip install ray, or unset FER_RAY") from error
     if ray.is_initialized():
         return ray
     try:
