@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from fer_utils.data import PROJECT_ROOT
+from fer_utils.paths import PROJECT_ROOT
 
 README_LINES = 150
 PAGES = [PROJECT_ROOT / "README.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]

@@ -245,7 +245,7 @@ def trained(tmp_path_factory):
 
 def test_a_classifier_starts_from_the_landmark_backbone_and_keeps_its_head(trained):
     model, path = trained
-    fresh = Classifier("imagenet")
+    fresh = a_classifier("imagenet")
     head = fresh.head[3].weight.clone()
     load_backbone(fresh, path)
     assert all(map(torch.equal, fresh.backbone.state_dict().values(), model.backbone.state_dict().values()))
@@ -255,17 +255,17 @@ def test_a_classifier_starts_from_the_landmark_backbone_and_keeps_its_head(train
 def test_a_backbone_that_does_not_fit_is_refused(trained, tmp_path):
     _, path = trained
     with pytest.raises(TrainingError, match=r"stem: imagenet there, small here; backbone\.conv1\.weight"):
-        load_backbone(Classifier("small"), path)
+        load_backbone(a_classifier("small"), path)
     save_weights(build_model("landmark_net", stem="middle"), tmp_path / "middle.pt")  # its tensors would fit
     with pytest.raises(TrainingError, match="stem: middle there, small here"):
-        load_backbone(Classifier("small"), tmp_path / "middle.pt")
+        load_backbone(a_classifier("small"), tmp_path / "middle.pt")
     with pytest.raises(TrainingError, match="stem: middle there, small here"):
         load_weights(build_model("landmark_net", stem="small"), tmp_path / "middle.pt")
     with pytest.raises(TrainingError, match='no "backbone" in this BaselineCNN'):
         load_backbone(build_model("baseline_cnn"), path)
     save_weights(build_model("baseline_cnn"), tmp_path / "other.pt")
     with pytest.raises(TrainingError, match=r'no "backbone" in .*other\.pt'):
-        load_backbone(Classifier("imagenet"), tmp_path / "other.pt")
+        load_backbone(a_classifier("imagenet"), tmp_path / "other.pt")
 
 
 @pytest.mark.parametrize("content", [None, [1, 2], {"weights": {}}])
@@ -275,4 +275,4 @@ def test_a_file_that_holds_no_saved_model_is_refused(content, tmp_path):
         torch.save(content, path)
     for load in (load_backbone, load_weights):
         with pytest.raises(TrainingError, match=r"nonsense\.pt is missing or damaged"):
-            load(Classifier("imagenet"), path)
+            load(a_classifier("imagenet"), path)
