@@ -342,7 +342,7 @@ def measure_shares(bench: Bench, network: Network) -> Iterator[dict]:
     def validate() -> None:
         with run.stream.active():
             outputs = outputs_on_device(run.model, images, bench.device, 2048, precision=run.step.precision)
-            task.loss(outputs, labels), task.measured(outputs, labels).mean()
+            task.loss(outputs, labels), task.metric_fn(outputs, labels).mean()
 
     seconds = bench.steady_seconds(validate, bench.pace.brief)
     yield {"validation, %": 100 * seconds * speed / len(bench.train_tensors[0])}

@@ -33,7 +33,7 @@ class Augment:
 
     alternate: mirror every image in every other epoch, instead of at random with probability `flip`; in two epochs each
     is seen once from both sides (Jordan 2024, arXiv:2404.00498). It takes a training loop, which knows the epoch.
-    erase: probability that a rectangle is made grey (random erasing: Zhong et al. 2017, arXiv:1708.04896; with squares:
+    erase: probability that a rectangle is made gray (random erasing: Zhong et al. 2017, arXiv:1708.04896; with squares:
     cutout). erase_area: its smallest and largest share of the image.
     mixup: alpha of the Beta distribution of the share in which two images and their labels are blended (Zhang et al.
     2018, arXiv:1710.09412). cutmix: alpha for pasting a rectangle of one image into another (Yun et al. 2019,
@@ -125,13 +125,13 @@ def augment_with_points(
 def mix(
     images: torch.Tensor, targets: torch.Tensor, how: Augment, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mix every image with its neighbour in the batch (batches are shuffled), by mixup or cutmix, and likewise targets.
+    """Mix every image with its neighbor in the batch (batches are shuffled), by mixup or cutmix, and likewise targets.
 
     images: (N,1,H,W). targets: (N,C) shares of the classes. Each image draws a share of its own.
     """
     n, device = len(images), images.device
     others, other_targets = images.roll(1, 0), targets.roll(1, 0)
-    pasted = torch.zeros(n, 1, 1, 1, device=device)  # share of the neighbour at every pixel
+    pasted = torch.zeros(n, 1, 1, 1, device=device)  # share of the neighbor at every pixel
     if how.mixup:
         pasted = _beta_shares(n, how.mixup, generator).view(-1, 1, 1, 1)
     if how.cutmix:
@@ -145,7 +145,7 @@ def mix(
 
 
 def erase(images: torch.Tensor, how: Augment, generator: torch.Generator) -> torch.Tensor:
-    """Make a rectangle of each image (N,1,H,W) grey, the mean of all pixels, with probability how.erase.
+    """Make a rectangle of each image (N,1,H,W) gray, the mean of all pixels, with probability how.erase.
 
     As in the paper, its ratio of height to width lies between 0.3 and 3.3; it lies inside the image.
     """

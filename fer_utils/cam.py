@@ -132,7 +132,7 @@ def heat_maps(
     return np.concatenate(logits), {key: np.concatenate(parts) for key, parts in maps.items()}
 
 
-def enlarge(maps: np.ndarray) -> np.ndarray:
+def upsample(maps: np.ndarray) -> np.ndarray:
     """Maps (N,h,w) -> (N,48,48), linear in between. It looks finer than it is: no detail is added."""
     return F.interpolate(
         torch.as_tensor(maps)[:, None], (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False
@@ -149,7 +149,7 @@ def density(maps: np.ndarray) -> np.ndarray:
 
 
 def scale_of(panels: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Ends of one scale of colours for several maps: 0, and the whole number that 99 % of their pixels are below."""
+    """Ends of one scale of colors for several maps: 0, and the whole number that 99 % of their pixels are below."""
     pixels = np.concatenate([np.ravel(panel) for panel in panels])
     return 0.0, float(np.ceil(np.nanquantile(pixels, 0.99)))
 
@@ -158,7 +158,7 @@ def scale_of(panels: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def fade_curves(
+def deletion_insertion(
     model: nn.Module,
     images: np.ndarray,
     maps: np.ndarray,
@@ -201,7 +201,7 @@ def fade_score(curves: Mapping[str, np.ndarray]) -> np.ndarray:
     return area_under(curves["insertion"]) - area_under(curves["deletion"])
 
 
-def centre_blob(width: float = 0.25) -> np.ndarray:
+def center_blob(width: float = 0.25) -> np.ndarray:
     """A map (48,48) that knows nothing: a Gaussian hill in the middle, `width` its standard deviation in widths."""
     y, x = (np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE] + 0.5) / IMAGE_SIZE - 0.5
     return np.exp(-(x**2 + y**2) / (2 * width**2)).astype(np.float32)

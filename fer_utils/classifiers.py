@@ -12,7 +12,7 @@ from fer_utils import cam
 from fer_utils.data.constants import EMOTIONS
 from fer_utils.errors import TrainingError
 from fer_utils.models.weights import load_classifier
-from fer_utils.paths import published
+from fer_utils.paths import find_artifact
 from fer_utils.predict import predict_logits
 
 # name: the notebook that trains it, and the file that it leaves
@@ -37,7 +37,7 @@ def load_classifiers(inputs: str | Path, device: torch.device | str = "cpu") -> 
     """
     models = {}
     for name, (stage, file) in FILES.items():
-        path = published(inputs, stage, file)
+        path = find_artifact(inputs, stage, file)
         if not path.is_file():
             print(f"{name} is left out: notebook {stage} has not made it yet")
             continue
@@ -69,5 +69,5 @@ def explain(model: nn.Module, crops: np.ndarray, device: torch.device | str = "c
     layers, only = list(cam.LAYERS[type(model)]), {"Grad-CAM": cam.grad_cam}
     _, maps = cam.heat_maps(model, crops, layers, answers, methods=only, device=device)
     last = [layer for layer in maps.values() if layer.shape[-1] >= LEAST_CELLS][-1]
-    large = cam.enlarge(last)
+    large = cam.upsample(last)
     return large / np.maximum(large.max((1, 2), keepdims=True), 1e-8)

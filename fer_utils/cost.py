@@ -59,7 +59,7 @@ def efficiency(accuracy: float, gmacs: float) -> float:
 
 
 def cost_of(predictions: Predictions) -> dict[str, object]:
-    """What one prediction of a published model costs: network (with random weights), architecture, views, params, gmacs.
+    """What one prediction of a published model costs: network (random weights), architecture, views, params, gmacs.
 
     gmacs counts all views of a face: one that is shown twice costs twice.
     """

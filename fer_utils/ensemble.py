@@ -28,7 +28,7 @@ TINY = 1e-12  # keeps the logarithm of a probability finite
 # --- Read -------------------------------------------------------------------------------------------------------------
 
 
-def load_models(folder: Path, faces: FER2013, names: Iterable[str]) -> tuple[dict[str, Predictions], dict[str, str]]:
+def load_models(folder: Path, dataset: FER2013, names: Iterable[str]) -> tuple[dict[str, Predictions], dict[str, str]]:
     """Read the published logits of several models: those that can be used, and for each other name the reason why not.
 
     Not used are logits that are missing, damaged, or made for other data, another split or class order, and those that
@@ -38,7 +38,7 @@ def load_models(folder: Path, faces: FER2013, names: Iterable[str]) -> tuple[dic
     problems: dict[str, str] = {}
     for name in names:
         try:
-            found = _load_checked(folder / f"{name}.npz", faces)
+            found = _load_checked(folder / f"{name}.npz", dataset)
         except DataError as error:
             problems[name] = str(error)
             continue
@@ -53,16 +53,16 @@ def load_models(folder: Path, faces: FER2013, names: Iterable[str]) -> tuple[dic
     return models, problems
 
 
-def _load_checked(path: Path, faces: FER2013) -> Predictions:
+def _load_checked(path: Path, dataset: FER2013) -> Predictions:
     """load_predictions, and DataError also for a damaged file or logits that do not fit the images of their split."""
     try:
-        found = load_predictions(path, faces)
+        found = load_predictions(path, dataset)
     except DataError:
         raise
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path.name} is damaged ({type(error).__name__}); run the notebook that makes it") from error
     for split in ("val", "test"):
-        logits, expected = getattr(found, split), (len(found.seeds), len(faces.where(split)), len(EMOTIONS))
+        logits, expected = getattr(found, split), (len(found.seeds), len(dataset.where(split)), len(EMOTIONS))
         if logits.shape != expected:
             raise DataError(f"{path.name} has {split} logits of shape {logits.shape}; this {split} needs {expected}")
         if not np.isfinite(logits).all():
@@ -131,7 +131,7 @@ def compare_pairs(logits: np.ndarray, labels: np.ndarray, models: Sequence[str])
 def single_best(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Weight 1 for the network that is right most often, (K,); among equal ones, for the one with the lower loss."""
     hits = (logits.argmax(2) == labels).mean(1)
-    losses = -np.log(labelled_probs(logits, labels) + TINY).mean(1)
+    losses = -np.log(labeled_probs(logits, labels) + TINY).mean(1)
     return np.eye(len(logits))[np.lexsort((losses, -hits))[0]]
 
 
@@ -146,7 +146,7 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     The loss is convex in the weights, so there is one minimum; scipy's SLSQP finds it. What it gives less than a
     thousandth becomes 0.
     """
-    probs = labelled_probs(logits, labels)  # (K,N)
+    probs = labeled_probs(logits, labels)  # (K,N)
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         mixed = weights @ probs + TINY
@@ -167,7 +167,7 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def best_pair(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Weights 1/2 for the two networks whose average has the lowest loss, (K,); every pair is tried."""
-    probs = labelled_probs(logits, labels)
+    probs = labeled_probs(logits, labels)
     if len(probs) < 2:
         raise ValueError("a pair needs two networks, and there is only one")
     losses = {
@@ -178,13 +178,13 @@ def best_pair(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return weights
 
 
-def grow_set(logits: np.ndarray, labels: np.ndarray, largest: int = 20) -> np.ndarray:
+def greedy_selection(logits: np.ndarray, labels: np.ndarray, largest: int = 20) -> np.ndarray:
     """Greedy ensemble selection (Caruana et al. 2004): weights (K,) are how often a network was taken / all takes.
 
     Starts with the network of the lowest loss and adds, up to `largest` in all, the one that lowers the loss of the
     average most; a network may be taken again. Ends when none lowers it.
     """
-    probs = labelled_probs(logits, labels)
+    probs = labeled_probs(logits, labels)
     taken, total, lowest = np.zeros(len(probs)), np.zeros(len(labels)), np.inf
     while taken.sum() < largest:
         losses = -np.log((total + probs) / (taken.sum() + 1) + TINY).mean(1)
@@ -208,8 +208,8 @@ def subset_hits(logits: np.ndarray, labels: np.ndarray, subsets: np.ndarray) -> 
     return np.array([probs[subset].sum(0).argmax(1) == labels for subset in subsets])
 
 
-def labelled_probs(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(K,N): the probability that each network gives the labelled class. An average's loss depends on nothing else."""
+def labeled_probs(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(K,N): the probability that each network gives the labeled class. An average's loss depends on nothing else."""
     return softmax(np.asarray(logits, float), axis=2)[:, np.arange(len(labels)), labels]
 
 

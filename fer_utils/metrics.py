@@ -1,6 +1,6 @@
 """Numbers that judge predictions, with the intervals and paired tests that go with them. NumPy in, floats out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from fer_utils.data.constants import EMOTIONS
 
 
 def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Fraction of all images whose predicted class is the labelled one. labels, predicted: (N,) int."""
+    """Fraction of all images whose predicted class is the labeled one. labels, predicted: (N,) int."""
     return float(np.mean(labels == predicted))
 
 
@@ -25,9 +25,9 @@ def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:
-    """Counts (7,7): one row per labelled emotion, one column per predicted emotion."""
+    """Counts (7,7): one row per labeled emotion, one column per predicted emotion."""
     counts = sklearn_confusion_matrix(labels, predicted, labels=range(len(EMOTIONS)))
-    return pd.DataFrame(counts, index=pd.Index(EMOTIONS, name="labelled"), columns=pd.Index(EMOTIONS, name="predicted"))
+    return pd.DataFrame(counts, index=pd.Index(EMOTIONS, name="labeled"), columns=pd.Index(EMOTIONS, name="predicted"))
 
 
 def wilson_interval(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -115,6 +115,29 @@ def sign_flip_test(differences: np.ndarray) -> float:
 
     test = permutation_test((differences,), mean, permutation_type="samples", n_resamples=np.inf, batch=10_000)
     return float(test.pvalue)
+
+
+def seeds_verdict(test: Mapping[str, float]) -> str:
+    """What paired_difference says about two methods, in the words that all notebooks use.
+
+    "better" or "worse" only if the interval over seeds leaves out zero and the sign-flip test gives p < 0.05. With
+    fewer than six seeds p cannot fall below 0.05, whatever was measured.
+    """
+    if test["smallest_p"] >= 0.05:
+        return f"cannot be shown with {test['seeds']} seed{'s' if test['seeds'] > 1 else ''}"
+    if test["p_value"] < 0.05 and not test["ci_low"] <= 0 <= test["ci_high"]:
+        return "better" if test["mean"] > 0 else "worse"
+    return "no difference shown"
+
+
+def networks_verdict(difference: float, p_value: float) -> str:
+    """What McNemar's test says about two trained networks, one seed each, in the words that all notebooks use.
+
+    difference: accuracy of the first minus the second. p_value: after Holm's correction where several are compared.
+    """
+    if p_value >= 0.05:
+        return "no difference shown between these networks"
+    return f"this network is {'better' if difference > 0 else 'worse'} (one seed)"
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

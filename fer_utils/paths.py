@@ -13,7 +13,7 @@ def project_path(path: str | Path) -> Path:
     return PROJECT_ROOT / Path(path).expanduser()
 
 
-def published(inputs: str | Path, stage: str, file: str) -> Path:
+def find_artifact(inputs: str | Path, stage: str, file: str) -> Path:
     """Find what the notebook `stage` left for later ones in its folder checkpoints/, such as weights.
 
     inputs: as every notebook gets it. It may be the folder of a run by hand, or the published reports: reports/, with

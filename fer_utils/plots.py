@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fer_utils.data.constants import EMOTIONS
 
-# Okabe & Ito (2008): seven colours that stay apart for colour-blind readers, one per emotion in FER2013's order.
+# Okabe & Ito (2008): seven colors that stay apart for color-blind readers, one per emotion in FER2013's order.
 COLORS = dict(zip(EMOTIONS, ["#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2", "#56B4E9", "#595959"], strict=True))
 
 
@@ -70,10 +70,10 @@ def plot_maps(
     size: float = 1.25,
     colors: str = "viridis",
 ) -> Figure:
-    """Grid of faces under heat maps that all share one scale of colours, shown at the side.
+    """Grid of faces under heat maps that all share one scale of colors, shown at the side.
 
     maps: n of (h,w), whose cells are drawn as they are, nan not at all. scale: the values at its two ends; what lies
-    beyond is cut off. label: what the values are. colors: name of the colour map; the rest as in `plot_faces`.
+    beyond is cut off. label: what the values are. colors: name of the color map; the rest as in `plot_faces`.
     """
     fig = plot_faces(images, titles, columns, size)
     fig.axes[0].get_gridspec().update(hspace=None)
@@ -86,7 +86,7 @@ def plot_maps(
 
 
 def plot_confusion_matrix(counts: pd.DataFrame, ax: Axes | None = None) -> Figure:
-    """Row-normalized confusion matrix with counts. counts: (7,7), rows labelled, columns predicted."""
+    """Row-normalized confusion matrix with counts. counts: (7,7), rows labeled, columns predicted."""
     ax = ax or plt.subplots(figsize=(6.4, 5.4))[1]
     totals = counts.sum(axis=1)
     shares = counts.div(totals.clip(lower=1), axis=0)
@@ -97,8 +97,8 @@ def plot_confusion_matrix(counts: pd.DataFrame, ax: Axes | None = None) -> Figur
         ]
     )
     sns.heatmap(shares, annot=texts, fmt="", cmap="Blues", vmin=0, vmax=1, ax=ax, annot_kws={"fontsize": 8},
-                cbar_kws={"label": "share of the labelled class"})  # fmt: skip
-    ax.set(xlabel="predicted", ylabel="labelled (n)")
+                cbar_kws={"label": "share of the labeled class"})  # fmt: skip
+    ax.set(xlabel="predicted", ylabel="labeled (n)")
     ax.set_yticklabels([f"{name} ({n})" for name, n in totals.items()], rotation=0)
     ax.set_xticklabels(counts.columns, rotation=40, ha="right")
     return ax.figure
@@ -143,7 +143,7 @@ def plot_reliability(tables: dict[str, pd.DataFrame]) -> Figure:
 
 
 def plot_learning_curves(histories: dict[str, pd.DataFrame], best_epochs: dict[str, int]) -> Figure:
-    """Loss and accuracy over epochs, train (dotted) and val (solid), one colour per run; a dot at the chosen epoch."""
+    """Loss and accuracy over epochs, train (dotted) and val (solid), one color per run; a dot at the chosen epoch."""
     fig, axes = plt.subplots(1, 2, figsize=(10, 4.3))
     for (label, history), color in zip(histories.items(), ["#0072B2", "#D55E00", "#009E73", "#CC79A7"], strict=False):
         for ax, what in zip(axes, ("loss", "accuracy"), strict=True):

@@ -125,7 +125,7 @@ class Predictions:
         )
 
 
-def load_predictions(path: Path, faces: FER2013) -> Predictions:
+def load_predictions(path: Path, dataset: FER2013) -> Predictions:
     """Read published logits back as float32.
 
     Raises DataError when the file is missing, or was made on other data or with another class order.
@@ -135,15 +135,15 @@ def load_predictions(path: Path, faces: FER2013) -> Predictions:
     with np.load(path) as file:
         if tuple(file["classes"]) != EMOTIONS:
             raise DataError(f"{path.name} has the class order {', '.join(file['classes'])}, not {', '.join(EMOTIONS)}")
-        if str(file["fingerprint"]) != faces.fingerprint:
+        if str(file["fingerprint"]) != dataset.fingerprint:
             raise DataError(
-                f"{path.name} was made on other data (fingerprint {file['fingerprint']}, here {faces.fingerprint})"
+                f"{path.name} was made on other data (fingerprint {file['fingerprint']}, here {dataset.fingerprint})"
             )
         return Predictions(
             val=file["val"].astype(np.float32),
             test=file["test"].astype(np.float32),
             seeds=tuple(int(seed) for seed in file["seeds"]),
-            fingerprint=faces.fingerprint,
+            fingerprint=dataset.fingerprint,
             spec=json.loads(str(file["spec"])),
             views=str(file["views"]),
         )

@@ -18,7 +18,7 @@ from fer_utils.augment import to_float
 from fer_utils.cost import median_ms
 from fer_utils.data.constants import EMOTIONS
 from fer_utils.models.weights import load_classifier, save_compact
-from fer_utils.paths import ASSETS, PROJECT_ROOT, atomic_write, published
+from fer_utils.paths import ASSETS, PROJECT_ROOT, atomic_write, find_artifact
 from fer_utils.report import to_markdown
 
 NOTEBOOK, MODEL, WEIGHTS = "04_baseline_cnn", "baseline_cnn", "baseline_cnn_seed0.pt"
@@ -71,7 +71,7 @@ def measure(model: nn.Module, onnx_file: Path) -> pd.DataFrame:
 
 def main() -> None:
     """Write models/: weights, ONNX and card."""
-    model = load_classifier(published("reports", NOTEBOOK, WEIGHTS))
+    model = load_classifier(find_artifact("reports", NOTEBOOK, WEIGHTS))
     weights = FOLDER / Path(WEIGHTS).with_suffix(".safetensors").name
     save_compact(model, weights)
     model, onnx_file = load_classifier(weights), weights.with_suffix(".onnx")

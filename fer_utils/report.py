@@ -23,14 +23,14 @@ CLAIM_COLUMNS = ["claim", "source", "claimed", "measured", "ci_low", "ci_high", 
 class Report:
     """What one notebook publishes. Everything goes below one folder: tables/, figures/, predictions/, manifest.json."""
 
-    def __init__(self, notebook: str, faces: FER2013, profile: str, device: str, out: str | Path) -> None:
+    def __init__(self, notebook: str, dataset: FER2013, profile: str, device: str, out: str | Path) -> None:
         """notebook: its name without ".ipynb". device: as tables should name it. out: folder, made if missing."""
-        self.out = project_path(out)
+        self.out, self.number = project_path(out), notebook[:2]
         self._manifest = {
             "notebook": notebook,
             "profile": profile,
             "device": device,
-            "data_note": data_note(faces),
+            "data_note": data_note(dataset),
             "artifacts": [],
             "summary": [],
             "claims": [],
@@ -97,13 +97,13 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     atomic_write(path, table.to_csv(index=False, lineterminator="\n").encode())
 
 
-def data_note(faces: FER2013) -> str:
+def data_note(dataset: FER2013) -> str:
     """The sentence that goes under every table unless the data is FER2013 with its official counts."""
-    if faces.form == "sample":
+    if dataset.form == "sample":
         return "Embedded sample data: for trying and testing only."
-    if faces.form == "rafdb":
-        return f"RAF-DB: {len(faces.labels):,} images{'' if faces.standard else ', not the official 15,339'}."
-    return "" if faces.standard else f"Non-standard data: {len(faces.labels):,} images, not the official 35,887."
+    if dataset.form == "rafdb":
+        return f"RAF-DB: {len(dataset.labels):,} images{'' if dataset.standard else ', not the official 15,339'}."
+    return "" if dataset.standard else f"Non-standard data: {len(dataset.labels):,} images, not the official 35,887."
 
 
 def to_markdown(table: pd.DataFrame, digits: int) -> str:

@@ -33,8 +33,8 @@ def picture(n: int = 1) -> torch.Tensor:
     return images
 
 
-def centre(image: torch.Tensor) -> tuple[float, float]:
-    """Centre of mass (x, y) of one (48,48) image."""
+def center(image: torch.Tensor) -> tuple[float, float]:
+    """Center of mass (x, y) of one (48,48) image."""
     weights = image / image.sum()
     along = torch.arange(48.0)
     return float((weights.sum(0) * along).sum()), float((weights.sum(1) * along).sum())
@@ -64,8 +64,8 @@ def test_flip_probability():
 
 def test_shift_stays_within_its_fraction_of_the_width_and_uses_it():
     how = Augment(flip=0, shift=0.1, rotate=0, scale=0, brightness=0, contrast=0)
-    x, y = zip(*(centre(image[0]) for image in augment_batch(picture(200), how, generator())), strict=True)
-    x0, y0 = centre(picture()[0, 0])
+    x, y = zip(*(center(image[0]) for image in augment_batch(picture(200), how, generator())), strict=True)
+    x0, y0 = center(picture()[0, 0])
     moved = torch.tensor([x, y]) - torch.tensor([[x0], [y0]])
     assert moved.abs().max() < 0.1 * 48 + 0.1
     assert moved.abs().max() > 0.08 * 48
@@ -76,7 +76,7 @@ def test_rotation_keeps_the_distance_to_the_middle():
     how = Augment(flip=0, shift=0, rotate=30, scale=0, brightness=0, contrast=0)
     distance = [
         ((x - 23.5) ** 2 + (y - 23.5) ** 2) ** 0.5
-        for x, y in (centre(i[0]) for i in augment_batch(picture(50), how, generator()))
+        for x, y in (center(i[0]) for i in augment_batch(picture(50), how, generator()))
     ]
     assert max(distance) - min(distance) < 0.5
 
@@ -115,7 +115,7 @@ def test_points_move_with_the_pixels_and_swap_sides_in_a_mirror_image(strengths)
     changed, points = augment_with_points(images, FACE.repeat(80, 1, 1), how, generator())
     mirrored = random_affine(80, how, generator())[:, 0, 0] < 0
     now = torch.where(mirrored, which ^ 1, which)  # 0 and 1 are the eyes, 2 and 3 the lip corners
-    found = (torch.tensor([centre(image[0]) for image in changed]) + 0.5) / 48
+    found = (torch.tensor([center(image[0]) for image in changed]) + 0.5) / 48
     assert (found - points[range(80), now]).norm(dim=1).max() * 48 < 0.1  # pixels
     assert (points - FACE).norm(dim=2).mean() * 48 > 1  # it was not easy
     assert (points[:, 0, 0] < points[:, 1, 0]).all()
@@ -177,7 +177,7 @@ def test_who_is_mirrored_can_be_said_instead_of_left_to_chance():
 
 
 def holes(n: int, **strengths) -> torch.Tensor:
-    """(n,48,48) bool: which pixels are erased; the images are of 5, so no pixel is grey by itself."""
+    """(n,48,48) bool: which pixels are erased; the images are of 5, so no pixel is gray by itself."""
     erased = erase(torch.full((n, 1, 48, 48), 5.0), replace(NO_AUGMENT, **strengths), generator())
     assert set(erased.unique().tolist()) <= {0.0, 5.0}  # 0 is the mean of all pixels
     return erased[:, 0] == 0
@@ -235,14 +235,14 @@ def numbered(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def mixed(n: int, **alphas: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The neighbour's share at every pixel (n,48,48) of the numbered images once mixed, and in their labels (n,)."""
+    """The neighbor's share at every pixel (n,48,48) of the numbered images once mixed, and in their labels (n,)."""
     images, labels = numbered(n)
     blended, shares = mix(images, labels, replace(NO_AUGMENT, **alphas), generator())
-    neighbour = torch.arange(n).roll(1)
+    neighbor = torch.arange(n).roll(1)
     assert shares.shape == (n, n) and torch.allclose(shares.sum(1), torch.ones(n))
-    assert torch.allclose(shares[range(n), range(n)] + shares[range(n), neighbour], torch.ones(n))  # two classes
-    at_pixels = (blended - images) / (neighbour - torch.arange(n)).view(-1, 1, 1, 1)
-    return at_pixels[:, 0], shares[range(n), neighbour]
+    assert torch.allclose(shares[range(n), range(n)] + shares[range(n), neighbor], torch.ones(n))  # two classes
+    at_pixels = (blended - images) / (neighbor - torch.arange(n)).view(-1, 1, 1, 1)
+    return at_pixels[:, 0], shares[range(n), neighbor]
 
 
 def test_mixup_blends_images_and_labels_in_the_same_share():
@@ -260,7 +260,7 @@ def assert_beta(shares: torch.Tensor, alpha: float) -> None:
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_mixup_draws_from_the_beta_distribution(alpha):
-    odd = torch.arange(8000.0).view(-1, 1) % 2  # a share of 1 for odd images, all of whose neighbours are even
+    odd = torch.arange(8000.0).view(-1, 1) % 2  # a share of 1 for odd images, all of whose neighbors are even
     _, shares = mix(torch.zeros(8000, 1, 8, 8), odd, replace(NO_AUGMENT, mixup=alpha), generator(1))
     assert_beta((shares - odd).abs().flatten(), alpha)
 
@@ -278,7 +278,7 @@ def test_cutmix_draws_the_area_from_the_beta_distribution(alpha, monkeypatch):
     assert_beta(areas[0], alpha)
 
 
-def test_cutmix_pastes_a_rectangle_of_the_neighbour_and_its_area_is_the_share_of_the_label():
+def test_cutmix_pastes_a_rectangle_of_the_neighbor_and_its_area_is_the_share_of_the_label():
     at_pixels, in_label = mixed(600, cutmix=1.0)
     pasted = at_pixels > 0.5
     assert torch.allclose(at_pixels, pasted.float(), atol=1e-6)  # a pixel is of one image or of the other
@@ -290,7 +290,7 @@ def test_cutmix_pastes_a_rectangle_of_the_neighbour_and_its_area_is_the_share_of
     assert torch.allclose(often, often.flip(0), atol=0.1) and torch.allclose(often, often.flip(1), atol=0.1)
 
 
-def test_cutmix_pastes_the_same_place_of_the_neighbour():
+def test_cutmix_pastes_the_same_place_of_the_neighbor():
     images, labels = torch.randn(50, 1, 48, 48), torch.eye(50)
     pasted, _ = mix(images, labels, replace(NO_AUGMENT, cutmix=1.0), generator())
     own, others = pasted == images, pasted == images.roll(1, 0)

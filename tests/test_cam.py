@@ -66,7 +66,7 @@ def test_by_hand_equals_the_package(model, images, method, package_method):
     for layer in layers:
         with package_method(model=model, target_layers=[cam.find_layer(model, layer)]) as package:
             theirs = package(to_float(torch.from_numpy(images)), [ClassifierOutputTarget(int(t)) for t in TARGETS])
-        ours = cam.enlarge(maps[method, layer])
+        ours = cam.upsample(maps[method, layer])
         highest = ours.max((1, 2))  # to which the package adds 1e-7 before it divides
         clear = (np.ptp(ours, (1, 2)) > 0.05 * highest) & (highest > 1e-5)  # else rounding is stretched as well
         assert np.allclose(from_zero_to_one(ours[clear]), theirs[clear], atol=1e-4)
@@ -157,7 +157,7 @@ def test_unknown_layer_lists_the_known_ones(images):
 
 
 def test_enlarged_maps_keep_their_level_and_density_has_mean_one():
-    assert np.allclose(cam.enlarge(np.full((1, 3, 3), 2.0, np.float32)), 2)
+    assert np.allclose(cam.upsample(np.full((1, 3, 3), 2.0, np.float32)), 2)
     maps = np.random.default_rng(0).random((3, 48, 48))
     maps[1] = 0
     found = cam.density(maps)
@@ -256,7 +256,7 @@ class Corner(nn.Module):
 def test_true_maps_fade_fast_and_all_curves_share_their_ends(images):
     true = np.zeros((5, 48, 48), np.float32)
     true[:, :24, :24] = 1
-    good, bad = (cam.fade_curves(Corner(), images, maps, np.ones(5, np.int64)) for maps in (true, -true))
+    good, bad = (cam.deletion_insertion(Corner(), images, maps, np.ones(5, np.int64)) for maps in (true, -true))
     assert good["deletion"].shape == good["insertion"].shape == (5, 11)
     assert (good["deletion"].mean(1) < bad["deletion"].mean(1) - 0.2).all()
     assert (good["insertion"].mean(1) > bad["insertion"].mean(1) + 0.2).all()
@@ -274,7 +274,7 @@ def test_a_quarter_blurred_is_what_the_map_says(images):
     """With four steps the first one of deletion blurs exactly the corner, and the first one of insertion shows it."""
     true = np.zeros((5, 48, 48), np.float32)
     true[:, :24, :24] = 1
-    curves = cam.fade_curves(Corner(), images, true, np.ones(5, np.int64), steps=4)
+    curves = cam.deletion_insertion(Corner(), images, true, np.ones(5, np.int64), steps=4)
     assert np.allclose(curves["deletion"][:, 1], curves["deletion"][:, -1], atol=1e-6)
     assert np.allclose(curves["insertion"][:, 1], curves["insertion"][:, -1], atol=1e-6)
 

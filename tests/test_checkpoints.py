@@ -58,7 +58,7 @@ def test_classifier_is_rebuilt_from_its_file_alone(tmp_path, options):
 
 def test_file_of_something_else_is_no_classifier(tmp_path):
     save_weights(Small(), tmp_path / "small.pt")
-    with pytest.raises(TrainingError, match="cannot be built here .*no architecture 'Small'"):
+    with pytest.raises(TrainingError, match=r"cannot be built here .*no architecture 'Small'"):
         load_classifier(tmp_path / "small.pt")
 
 

@@ -88,7 +88,7 @@ def test_explanations_are_the_maps_of_the_answer_scaled(kind):
     faces, targets = to_float(torch.from_numpy(CROPS)), torch.from_numpy(before.argmax(1))
     _, found = cam.activations_and_gradients(model, faces, list(cam.LAYERS[type(model)]), targets)
     given = [cam.grad_cam(*pair).numpy() for pair in found.values()]
-    expected = cam.enlarge([layer for layer in given if layer.shape[-1] >= classifiers.LEAST_CELLS][-1])
+    expected = cam.upsample([layer for layer in given if layer.shape[-1] >= classifiers.LEAST_CELLS][-1])
     assert expected.max() > 0
     assert np.allclose(maps * expected.max((1, 2), keepdims=True), expected, atol=1e-5)
     assert np.array_equal(predict_logits(model, CROPS), before), "explaining does not change the network"

@@ -441,9 +441,9 @@ def test_odd_folder_is_read_and_conversions_are_counted(tmp_path):
     faces = load_fer2013(write_folder(tmp_path / "odd", files))
     assert same_images(
         dataset.FER2013(**vars(faces) | {"images": faces.images[:9]}), list(range(9))
-    )  # grey RGB is exact
+    )  # gray RGB is exact
     assert len(faces.labels) == 42 and np.abs(faces.images[9].astype(int) - tiny_faces()[9][2]).max() < 128
-    assert "2 images were not 48x48 grey and were converted" in faces.notes
+    assert "2 images were not 48x48 gray and were converted" in faces.notes
     assert any(note.startswith("1 files are in none of the seven class folders") for note in faces.notes)
 
 

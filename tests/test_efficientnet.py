@@ -66,12 +66,12 @@ def rgb_network():
 
 
 @pytest.mark.parametrize("stem", efficientnet.EfficientNetB0.stems)
-def test_start_from_imagenet_sums_the_stem_over_the_colours_and_keeps_all_else(rgb_network, stem):
+def test_start_from_imagenet_sums_the_stem_over_the_colors_and_keeps_all_else(rgb_network, stem):
     model = build_model("efficientnet_b0", stem=stem, imagenet=rgb_network.state_dict()).eval()
     gray = torch.randn(2, 1, 48, 48)
     first, rgb_first = model.backbone[0][0], rgb_network.features[0][0]
-    in_colour = nn.functional.conv2d(gray.repeat(1, 3, 1, 1), rgb_first.weight, stride=first.stride, padding=1)
-    assert torch.allclose(first(gray), in_colour, atol=1e-5)
+    in_color = nn.functional.conv2d(gray.repeat(1, 3, 1, 1), rgb_first.weight, stride=first.stride, padding=1)
+    assert torch.allclose(first(gray), in_color, atol=1e-5)
     theirs = rgb_network.features.state_dict()
     same = [
         torch.equal(tensor, theirs[name])

@@ -46,7 +46,7 @@ def test_fitted_weights_are_the_minimum():
     weights = ensemble.fit_weights(logits, LABELS)
     assert weights.sum() == pytest.approx(1) and (weights >= 0).all()
     # At the minimum of this convex loss, the mean of p_k / mixture is 1 for all that are used, and less for the rest.
-    probs = ensemble.labelled_probs(logits, LABELS)
+    probs = ensemble.labeled_probs(logits, LABELS)
     pull = (probs / (weights @ probs)).mean(1)
     assert np.allclose(pull[weights > 0], 1, atol=2e-3) and (pull <= 1 + 2e-3).all()
     assert 0 < (weights > 0).sum() < 5
@@ -85,14 +85,14 @@ def test_best_pair_tries_every_pair():
 
 def test_greedy_selection_starts_with_the_best_and_improves():
     logits = np.stack([noisy(signal, seed) for seed, signal in enumerate((1, 1.6, 1.5, 0))])
-    first = ensemble.grow_set(logits, LABELS, largest=1)
+    first = ensemble.greedy_selection(logits, LABELS, largest=1)
     assert first.tolist() == [0, 1, 0, 0]
     losses = [
-        ensemble.mean_loss(LABELS, ensemble.weighted_softmax(logits, ensemble.grow_set(logits, LABELS, k)))
+        ensemble.mean_loss(LABELS, ensemble.weighted_softmax(logits, ensemble.greedy_selection(logits, LABELS, k)))
         for k in (1, 2, 3, 20)
     ]
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
-    weights = ensemble.grow_set(logits, LABELS)
+    weights = ensemble.greedy_selection(logits, LABELS)
     assert weights[3] == 0 and weights.sum() == pytest.approx(1)
 
 

@@ -105,7 +105,8 @@ def test_broken_mediapipe_is_said_and_the_whole_image_taken(needs_mediapipe, tmp
 
 
 def test_this_process_needs_neither_torch_nor_mediapipe():
-    code = "import sys, fer_utils.vision.detector, fer_utils.vision.photos, fer_utils.vision.video; sys.exit(any(name in sys.modules for name in ('torch', 'mediapipe')))"
+    modules = ", ".join(f"fer_utils.vision.{name}" for name in ("detector", "photos", "video"))
+    code = f"import sys, {modules}; sys.exit(any(name in sys.modules for name in ('torch', 'mediapipe')))"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode == 0
 
 
@@ -230,7 +231,7 @@ def test_forty_megapixels_are_read_and_reduced():
 
 
 @pytest.mark.parametrize("mode, kind", [("RGB", "PNG"), ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("P", "PNG"), ("P", "GIF")])
-def test_colours_survive(mode, kind):
+def test_colors_survive(mode, kind):
     image = photos.read_image(as_file(half_red().convert(mode), kind), "upload").astype(int)
     assert image.shape == (20, 40, 3)
     assert np.abs(image[10, 5] - [255, 0, 0]).max() < 40 and np.abs(image[10, 35] - [0, 0, 255]).max() < 40

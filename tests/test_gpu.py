@@ -220,10 +220,10 @@ def test_what_cannot_be_captured_is_said_and_trained_eagerly(device, capsys):
     honest = tasks.classification()
 
     def reads_back(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return honest.measured(outputs, targets) + 0 * outputs.sum().item()
+        return honest.metric_fn(outputs, targets) + 0 * outputs.sum().item()
 
     run = small_runs()[0]
-    history = fit(run.model, TRAIN, VAL, run.config, device, task=replace(honest, measured=reads_back)).history
+    history = fit(run.model, TRAIN, VAL, run.config, device, task=replace(honest, metric_fn=reads_back)).history
     assert "cannot be captured as a CUDA graph" in capsys.readouterr().out
     expected = fit(small_runs()[0].model, TRAIN, VAL, run.config, device, task=honest).history
     assert history.val_loss.tolist() == pytest.approx(expected.val_loss.tolist(), rel=1e-3)

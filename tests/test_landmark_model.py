@@ -16,7 +16,7 @@ from fer_utils.cost import count_gmacs, count_params
 from fer_utils.device import set_seed
 from fer_utils.errors import TrainingError
 from fer_utils.models import build_model
-from fer_utils.models.landmark import LandmarkNetwork
+from fer_utils.models.landmark import LandmarkNet
 from fer_utils.models.pretrained import imagenet_weights
 from fer_utils.models.resnet import STEMS, resnet18_backbone
 from fer_utils.models.weights import load_backbone, load_weights, save_weights
@@ -26,7 +26,7 @@ from fer_utils.vision import landmarks
 
 
 def test_points_are_those_of_the_labels():
-    assert LandmarkNetwork.outputs == landmarks.POINTS
+    assert LandmarkNet.outputs == landmarks.POINTS
     points = np.random.default_rng(0).random((5, 4, 2)).astype(np.float32)
     assert np.allclose(landmarks.mirror_points(points), points[:, MIRROR_ORDER] * [-1, 1] + [1, 0], atol=1e-6)
 
@@ -35,11 +35,11 @@ def test_points_are_those_of_the_labels():
 
 
 def at_distance(pixels: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predicted and labelled points that differ by so many pixels, in x alone."""
-    labelled = torch.full((len(pixels), 4, 2), 0.5)
-    points = labelled.clone()
+    """Predicted and labeled points that differ by so many pixels, in x alone."""
+    labeled = torch.full((len(pixels), 4, 2), 0.5)
+    points = labeled.clone()
     points[:, :, 0] += torch.tensor(pixels)[:, None] / 48
-    return points, labelled
+    return points, labeled
 
 
 @pytest.mark.parametrize("distance, expected", [(0.5, 0.5**2 / 2), (1, 0.5), (3, 3 - 0.5)])
@@ -58,9 +58,9 @@ def test_wing_loss_has_no_step_where_its_parts_meet():
 
 
 def test_error_is_the_mean_distance_of_the_four_points_in_pixels():
-    points, labelled = at_distance([0.0, 3.0])
+    points, labeled = at_distance([0.0, 3.0])
     points[1, 0, 1] += 4 / 48  # one point is 5 pixels away
-    assert torch.allclose(tasks.landmarks("wing").measured(points, labelled), torch.tensor([0, (5 + 3 * 3) / 4]))
+    assert torch.allclose(tasks.landmarks("wing").metric_fn(points, labeled), torch.tensor([0, (5 + 3 * 3) / 4]))
 
 
 def test_best_is_the_highest_accuracy_and_the_lowest_error_and_the_first_of_equals():
@@ -126,7 +126,7 @@ def test_learns_points_and_keeps_the_epoch_with_the_lowest_error_on_val(loss):
 def test_weights_are_those_of_the_epoch_with_the_lowest_error():
     errors, model, after = iter([3.0, 1.0, 2.0]), new_model(), []
     on_val = replace(
-        WING, measured=lambda points, _: torch.full([len(points)], next(errors) if len(points) == 64 else 9)
+        WING, metric_fn=lambda points, _: torch.full([len(points)], next(errors) if len(points) == 64 else 9)
     )
     result = fit(
         model, TRAIN, VAL, CONFIG, on_epoch=lambda _: after.append(model.layers[0].weight.clone()), task=on_val

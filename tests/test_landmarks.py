@@ -17,7 +17,7 @@ from helpers import tiny_faces
 from fer_utils import paths, plots
 from fer_utils.data.sample_faces import make_sample
 from fer_utils.errors import DataError
-from fer_utils.paths import published
+from fer_utils.paths import find_artifact
 from fer_utils.vision import landmarks
 from fer_utils.vision.landmarks import (
     ATTEMPTS,
@@ -40,7 +40,7 @@ def sample():
 
 
 @pytest.fixture(scope="module")
-def labelled(needs_mediapipe, sample):
+def labeled(needs_mediapipe, sample):
     return label_landmarks(sample.images, workers=2)
 
 
@@ -52,27 +52,27 @@ def same(a: Landmarks, b: Landmarks) -> bool:
 # --- What it finds ----------------------------------------------------------------------------------------------------
 
 
-def test_sample_faces_are_found_where_they_are(sample, labelled):
-    assert labelled.points.shape == (N, 4, 2) and labelled.points.dtype == np.float32
-    assert labelled.mask.mean() >= 0.975
-    error = 48 * np.linalg.norm(labelled.points - sample.landmarks, axis=2)[labelled.mask]
+def test_sample_faces_are_found_where_they_are(sample, labeled):
+    assert labeled.points.shape == (N, 4, 2) and labeled.points.dtype == np.float32
+    assert labeled.mask.mean() >= 0.975
+    error = 48 * np.linalg.norm(labeled.points - sample.landmarks, axis=2)[labeled.mask]
     assert np.median(error, axis=0).max() < 1.2 and error.max() < 6  # pixels
-    assert set(labelled.method[labelled.mask]) <= set(map(str, ATTEMPTS))
-    assert labelled.mediapipe == metadata.version("mediapipe")
+    assert set(labeled.method[labeled.mask]) <= set(map(str, ATTEMPTS))
+    assert labeled.mediapipe == metadata.version("mediapipe")
 
 
 @pytest.mark.parametrize("eyes", set(EYES) - {"contour"})
-def test_all_definitions_of_an_eye_centre_lie_in_the_eye(sample, labelled, eyes):
+def test_all_definitions_of_an_eye_center_lie_in_the_eye(sample, labeled, eyes):
     other = label_landmarks(sample.images[:14], eyes=eyes)
-    apart = 48 * np.linalg.norm(other.points - labelled.points[:14], axis=2)[other.mask]
+    apart = 48 * np.linalg.norm(other.points - labeled.points[:14], axis=2)[other.mask]
     assert 0 < apart[:, :2].mean() < 1 and apart[:, 2:].max() == 0  # pixels
 
 
-def test_mirror_images_get_mirrored_points(sample, labelled):
+def test_mirror_images_get_mirrored_points(sample, labeled):
     mirrored = label_landmarks(sample.images[:, :, ::-1])
-    apart = 48 * np.linalg.norm(mirror_points(mirrored.points) - labelled.points, axis=2)
+    apart = 48 * np.linalg.norm(mirror_points(mirrored.points) - labeled.points, axis=2)
     assert np.nanmedian(apart) < 0.6
-    assert np.nanmedian(48 * np.linalg.norm(mirrored.points - labelled.points, axis=2)) > 2  # without swapping: wrong
+    assert np.nanmedian(48 * np.linalg.norm(mirrored.points - labeled.points, axis=2)) > 2  # without swapping: wrong
 
 
 def test_mirror_points_twice_changes_nothing():
@@ -93,22 +93,22 @@ def test_attempts_give_points_back_where_they_were(attempt):
     assert np.allclose(48 * restored, [31, 11], atol=0.1)
 
 
-def test_later_attempts_take_over_where_earlier_ones_find_nothing(sample, labelled):
+def test_later_attempts_take_over_where_earlier_ones_find_nothing(sample, labeled):
     hopeless = Attempt(pad=300, enlarge=1)  # the face is far too small
     result = label_landmarks(sample.images[:5], attempts=(hopeless, Attempt(mirrored=True)))
     assert result.mask.all() and set(result.method) == {"black 16 px, x6, mirrored"}
-    assert (48 * np.linalg.norm(result.points - labelled.points[:5], axis=2)).max() < 3
+    assert (48 * np.linalg.norm(result.points - labeled.points[:5], axis=2)).max() < 3
 
 
 # --- Workers and resuming ---------------------------------------------------------------------------------------------
 
 
-def test_number_of_workers_changes_nothing(sample, labelled, monkeypatch):
+def test_number_of_workers_changes_nothing(sample, labeled, monkeypatch):
     monkeypatch.setattr(landmarks, "CHUNK", 25)
     lines = []
-    assert same(label_landmarks(sample.images, workers=2, progress=lines.append), labelled)
-    assert same(label_landmarks(sample.images, workers=1, progress=lines.append), labelled)
-    assert lines[-1].startswith(f"labelled {N}/{N}  with a face ") and lines[-1].endswith("left 0 s")
+    assert same(label_landmarks(sample.images, workers=2, progress=lines.append), labeled)
+    assert same(label_landmarks(sample.images, workers=1, progress=lines.append), labeled)
+    assert lines[-1].startswith(f"labeled {N}/{N}  with a face ") and lines[-1].endswith("left 0 s")
 
 
 RUN = """\
@@ -122,7 +122,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_run_goes_on_where_it_was(sample, labelled, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_where_it_was(sample, labeled, tmp_path, monkeypatch):
     (tmp_path / "run.py").write_text(RUN)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.Popen([sys.executable, "run.py", "cache"], cwd=tmp_path, env=environment)
@@ -139,12 +139,12 @@ def test_a_killed_run_goes_on_where_it_was(sample, labelled, tmp_path, monkeypat
     assert 3 <= len(kept) < N // 4
     monkeypatch.setattr(landmarks, "CHUNK", 4)
     lines = []
-    assert same(label_landmarks(sample.images, cache=tmp_path / "cache", progress=lines.append), labelled)
-    assert lines[0] == f"{4 * len(kept)}/{N} were labelled by an earlier run"
+    assert same(label_landmarks(sample.images, cache=tmp_path / "cache", progress=lines.append), labeled)
+    assert lines[0] == f"{4 * len(kept)}/{N} were labeled by an earlier run"
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-def test_damaged_chunks_are_labelled_again(sample, labelled, tmp_path, monkeypatch):
+def test_damaged_chunks_are_labeled_again(sample, labeled, tmp_path, monkeypatch):
     monkeypatch.setattr(landmarks, "CHUNK", N // 3)
     label_landmarks(sample.images, cache=tmp_path)
     truncated, corrupt, _ = sorted(tmp_path.iterdir())
@@ -152,10 +152,10 @@ def test_damaged_chunks_are_labelled_again(sample, labelled, tmp_path, monkeypat
     middle = corrupt.stat().st_size // 3
     corrupt.write_bytes(corrupt.read_bytes()[:middle] + b"\0\0\0\0" + corrupt.read_bytes()[middle + 4 :])
     lines = []
-    assert same(label_landmarks(sample.images, cache=tmp_path, progress=lines.append), labelled)
-    assert lines[0] == f"{N // 3}/{N} were labelled by an earlier run"
+    assert same(label_landmarks(sample.images, cache=tmp_path, progress=lines.append), labeled)
+    assert lines[0] == f"{N // 3}/{N} were labeled by an earlier run"
     monkeypatch.setattr(landmarks, "_run_workers", lambda chunks, *_: iter(chunks and pytest.fail("not repaired")))
-    assert same(label_landmarks(sample.images, cache=tmp_path), labelled)
+    assert same(label_landmarks(sample.images, cache=tmp_path), labeled)
 
 
 def test_the_cache_distinguishes_images_and_settings(needs_mediapipe, sample, tmp_path):
@@ -170,13 +170,13 @@ def test_the_cache_distinguishes_images_and_settings(needs_mediapipe, sample, tm
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
 
-def test_constant_images_and_noise_are_masked(sample, labelled, capfd):
+def test_constant_images_and_noise_are_masked(sample, labeled, capfd):
     noise = np.random.default_rng(0).integers(0, 256, (48, 48))
-    grey = [np.full((48, 48), level) for level in (0, 60, 128, 200, 255)]
-    result = label_landmarks(np.stack([sample.images[0], noise, *grey]).astype(np.uint8))
+    gray = [np.full((48, 48), level) for level in (0, 60, 128, 200, 255)]
+    result = label_landmarks(np.stack([sample.images[0], noise, *gray]).astype(np.uint8))
     assert result.mask.tolist() == [True] + 6 * [False]
     assert np.isnan(result.points[1:]).all() and set(result.method[1:]) == {""}
-    assert np.array_equal(result.points[0], labelled.points[0])
+    assert np.array_equal(result.points[0], labeled.points[0])
     assert capfd.readouterr().err == ""  # nothing of what MediaPipe logs
 
 
@@ -268,21 +268,21 @@ def test_published_files_are_found_where_each_kind_of_run_leaves_them(tmp_path, 
         "outputs/sample/reports": "outputs/sample/checkpoints/02_labels/landmarks.npz",
         "outputs/my_run": "outputs/my_run/checkpoints/landmarks.npz",
     }
-    assert published("reports", "02_labels", "landmarks.npz") == tmp_path / places["reports"]  # none yet
+    assert find_artifact("reports", "02_labels", "landmarks.npz") == tmp_path / places["reports"]  # none yet
     by_hand = tmp_path / places["outputs/my_run"]
     for file in reversed(places.values()):
-        assert published("reports", "02_labels", "landmarks.npz") in (tmp_path / places["reports"], by_hand)
+        assert find_artifact("reports", "02_labels", "landmarks.npz") in (tmp_path / places["reports"], by_hand)
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).touch()
     for inputs, file in places.items():
-        assert published(inputs, "02_labels", "landmarks.npz") == tmp_path / file
+        assert find_artifact(inputs, "02_labels", "landmarks.npz") == tmp_path / file
     (tmp_path / places["reports"]).unlink()
-    assert published("reports", "02_labels", "landmarks.npz") == by_hand
+    assert find_artifact("reports", "02_labels", "landmarks.npz") == by_hand
     for inputs in ("reports", "outputs/sample/reports"):
         comes_along = tmp_path / inputs / "derived" / "landmarks.npz"  # goes before what an older version left
         comes_along.parent.mkdir(parents=True)
         comes_along.touch()
-        assert published(inputs, "02_labels", "landmarks.npz") == comes_along
+        assert find_artifact(inputs, "02_labels", "landmarks.npz") == comes_along
 
 
 def test_points_are_drawn_where_they_are(sample):

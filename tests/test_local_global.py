@@ -12,7 +12,7 @@ from fer_utils.cost import count_gmacs, count_params
 from fer_utils.device import set_seed
 from fer_utils.errors import TrainingError
 from fer_utils.models import build_model, local_global
-from fer_utils.models.landmark import LandmarkNetwork
+from fer_utils.models.landmark import LandmarkNet
 from fer_utils.models.local_global import (
     QUARTERS,
     VIEWS,
@@ -30,7 +30,7 @@ LOCAL = 4 * (256 * 64 + 2 * 9 * 64 * 64)  # weights of three convolutions for ea
 IMAGES = torch.randn(3, 1, 48, 48, generator=torch.Generator().manual_seed(0))
 
 
-class Fixed(LandmarkNetwork):
+class Fixed(LandmarkNet):
     """Answers the same four points for every face, and remembers what it was shown."""
 
     def __init__(self, points) -> None:
@@ -47,14 +47,14 @@ class Fixed(LandmarkNetwork):
 # ---- Regions ----
 
 
-def centres(*points, n=2):
+def centers(*points, n=2):
     return torch.tensor(points).expand(n, 4, 2)
 
 
 @pytest.mark.parametrize("size", [(12, 12), (6, 8)])
 def test_quarters_are_the_four_corners_as_they_are(size):
     features = torch.randn(2, 5, *size)
-    regions = cut_regions(features, centres(*QUARTERS))
+    regions = cut_regions(features, centers(*QUARTERS))
     half, wide = size[0] // 2, size[1] // 2
     expected = [features[:, :, y : y + half, x : x + wide] for y in (0, half) for x in (0, wide)]
     assert regions.shape == (2, 4, 5, half, wide)
@@ -63,7 +63,7 @@ def test_quarters_are_the_four_corners_as_they_are(size):
 
 def test_the_whole_map_is_seen_four_times_at_half_its_resolution():
     features = torch.randn(2, 5, 12, 12)
-    regions = cut_regions(features, centres(*QUARTERS), share=1.0)
+    regions = cut_regions(features, centers(*QUARTERS), share=1.0)
     assert torch.allclose(regions, F.avg_pool2d(features, 2)[:, None].expand(-1, 4, -1, -1, -1), atol=1e-5)
 
 
@@ -76,8 +76,8 @@ def test_each_region_lies_around_its_own_point_of_its_own_face():
 
 def test_a_square_never_reaches_beyond_the_map():
     features = torch.randn(2, 3, 12, 12)
-    outside = centres((-0.5, 0.1), (1.4, 0.0), (0.2, 2.0), (1.0, 1.0))
-    assert torch.allclose(cut_regions(features, outside), cut_regions(features, centres(*QUARTERS)), atol=1e-5)
+    outside = centers((-0.5, 0.1), (1.4, 0.0), (0.2, 2.0), (1.0, 1.0))
+    assert torch.allclose(cut_regions(features, outside), cut_regions(features, centers(*QUARTERS)), atol=1e-5)
 
 
 def test_each_region_has_kernels_of_its_own():
@@ -168,7 +168,7 @@ def test_the_same_seed_gives_all_variants_the_same_resnet50():
     assert all(torch.equal(a, b) for other in weights[1:] for a, b in zip(weights[0], other, strict=True))
 
 
-def test_colour_images_of_another_size():
+def test_color_images_of_another_size():
     model = build_model("local_global", channels=3, regions="landmarks", landmarks=Fixed(QUARTERS)).eval()
     images = to_float(torch.randint(0, 256, (2, 3, 100, 100), dtype=torch.uint8))
     assert images.shape == (2, 3, 100, 100) and images.abs().max() < 3
@@ -246,7 +246,7 @@ def test_regions_follow_the_face_when_it_is_mirrored():
     model = build_model("local_global", regions="landmarks", landmarks=build_model("landmark_net")).eval()
     with torch.no_grad():
         model.landmarks.head[-1].weight.mul_(50)  # so that an untrained network's points move visibly
-        plain, mirrored = model.centres(IMAGES), model.centres(IMAGES.flip(-1))
+        plain, mirrored = model.centers(IMAGES), model.centers(IMAGES.flip(-1))
         assert torch.allclose(plain, model.landmarks(IMAGES), atol=1e-4)
     assert plain.shape == (3, 4, 2) and not torch.allclose(plain, mirrored, atol=1e-3)
 

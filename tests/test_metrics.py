@@ -15,7 +15,7 @@ def test_accuracy_is_the_fraction_of_the_whole():
 
 
 def test_macro_f1_weighs_classes_alike():
-    by_hand = [0.4, 2 / 3, 1, 0.8, 1, 1, 0]  # 2 * hits / (labelled + predicted), class by class
+    by_hand = [0.4, 2 / 3, 1, 0.8, 1, 1, 0]  # 2 * hits / (labeled + predicted), class by class
     assert metrics.macro_f1(LABELS, PREDICTED) == pytest.approx(np.mean(by_hand))
 
 

@@ -8,7 +8,7 @@ import torch
 from fer_utils.cost import count_gmacs, count_params
 from fer_utils.errors import TrainingError
 from fer_utils.models import ARCHITECTURES, build_model, describe, make_spec
-from fer_utils.models.resnet import ATTENTIONS, STEMS, ChannelGates, ChannelShift
+from fer_utils.models.resnet import ATTENTIONS, STEMS, ChannelShift, SqueezeExcite
 from fer_utils.models.weights import load_backbone, load_weights, save_weights
 
 
@@ -86,7 +86,7 @@ def excite(layers: torch.nn.Sequential, features: torch.Tensor) -> torch.Tensor:
 
 
 def test_gates_multiply_every_channel_by_a_number_between_0_and_1():
-    attention, features = block(ChannelGates)
+    attention, features = block(SqueezeExcite)
     gates = attention.gates(features)
     assert gates.shape == (5, 16, 1, 1) and (gates > 0).all() and (gates < 1).all() and gates.std() > 0.01
     expected = excite(attention.gates, features).sigmoid()[:, :, None, None] * features
@@ -101,14 +101,14 @@ def test_shift_adds_a_number_to_every_channel():
 
 def test_gates_before_the_mean_are_gates_on_the_mean():
     """The head averages over positions, and one gate is for all positions of a channel: the order does not matter."""
-    attention, features = block(ChannelGates)
+    attention, features = block(SqueezeExcite)
     vector = features.mean((2, 3))
     assert torch.allclose(attention(features).mean((2, 3)), vector * attention.gates(features).flatten(1), atol=1e-6)
 
 
 def test_gates_and_shift_have_layers_of_the_same_sizes():
-    sizes = [[tuple(p.shape) for p in kind().parameters()] for kind in (ChannelGates, ChannelShift)]
-    assert sizes[0] == sizes[1] and sum(p.numel() for p in ChannelGates().parameters()) == BOTTLENECK
+    sizes = [[tuple(p.shape) for p in kind().parameters()] for kind in (SqueezeExcite, ChannelShift)]
+    assert sizes[0] == sizes[1] and sum(p.numel() for p in SqueezeExcite().parameters()) == BOTTLENECK
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

@@ -16,7 +16,7 @@ PER_CLASS = {"train": 20, "test": 3}
 
 
 def face(seed: int, size=(100, 100), mode="RGB", kind="JPEG") -> bytes:
-    """A flat colour with a little noise, so that a JPEG keeps it."""
+    """A flat color with a little noise, so that a JPEG keeps it."""
     rng = np.random.default_rng(seed)
     pixels = (rng.integers(30, 220, 3) + rng.integers(-4, 5, (*size[::-1], 3))).astype(np.uint8)
     buffer = io.BytesIO()
@@ -100,7 +100,7 @@ def test_images_labels_and_splits(form, request):
     assert data_note(faces) == "RAF-DB: 161 images, not the official 15,339."
 
 
-def test_colours_are_red_green_blue_and_not_mixed_up(original):
+def test_colors_are_red_green_blue_and_not_mixed_up(original):
     path = original / "Image" / "aligned" / "test_00001_aligned.jpg"
     Image.new("RGB", (100, 100), (250, 120, 10)).save(path, quality=100)
     faces = load_rafdb(original)
@@ -152,7 +152,7 @@ def test_other_sizes_and_modes_are_converted_and_counted(original):
     (folder / "train_00003_aligned.jpg").write_bytes(face(3, mode="RGBA", kind="PNG"))
     faces = load_rafdb(original)
     assert faces.images.shape[1:] == (3, 100, 100)
-    assert "3 images were not 100x100 and in colour, and were converted" in faces.notes
+    assert "3 images were not 100x100 and in color, and were converted" in faces.notes
 
 
 def test_constant_images_are_counted(original):

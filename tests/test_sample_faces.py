@@ -65,7 +65,7 @@ def test_no_two_images_are_equal(sample):
     assert len(np.unique(sample.images.reshape(len(sample.images), -1), axis=0)) == len(sample.images)
 
 
-def test_images_use_the_grey_levels_like_photographs(sample):
+def test_images_use_the_gray_levels_like_photographs(sample):
     pixels = sample.images.reshape(len(sample.images), -1).astype(float)
     assert 90 < pixels.mean() < 160
     assert pixels.std(1).min() > 10

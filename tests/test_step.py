@@ -144,7 +144,7 @@ def test_landmarks_read_no_value(loss, fake_device):
 def test_whatever_reads_a_value_is_caught(fake_device):
     honest = tasks.classification()
     curious = replace(
-        honest, measured=lambda outputs, targets: honest.measured(outputs, targets) * outputs.sum().item()
+        honest, metric_fn=lambda outputs, targets: honest.metric_fn(outputs, targets) * outputs.sum().item()
     )
     with pytest.raises(DataDependentOutputException):
         make_steps(fake_step(lambda: build_model("baseline_cnn"), fake_device, task=curious))

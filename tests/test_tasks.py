@@ -105,7 +105,7 @@ def test_options_reach_the_loss_of_the_task():
 
 
 def test_right_is_who_names_the_label_or_its_larger_share():
-    logits, measured = torch.eye(7)[[2, 2, 5]], classification().measured
+    logits, measured = torch.eye(7)[[2, 2, 5]], classification().metric_fn
     assert measured(logits, torch.tensor([2, 3, 5])).tolist() == [1, 0, 1]
     shares = torch.zeros(3, 7)
     shares[0, [2, 4]], shares[1, [2, 4]], shares[2, 5] = torch.tensor([0.6, 0.4]), torch.tensor([0.4, 0.6]), 1.0

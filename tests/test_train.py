@@ -340,7 +340,7 @@ TASK = classification(CONFIG.label_smoothing)
 
 
 def accuracies_on_val(*numbers: float):
-    return replace(TASK, measured=on_val(TASK.measured, numbers))
+    return replace(TASK, metric_fn=on_val(TASK.metric_fn, numbers))
 
 
 def test_judged_and_kept_weights_are_the_moving_average(monkeypatch):

@@ -263,7 +263,7 @@ def cache(tmp_path, monkeypatch):
 GRAY = torch.randn(2, 1, 48, 48, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_gray_image_gives_resnet18_what_torchvisions_gives_for_it_in_colour(cache):
+def test_a_gray_image_gives_resnet18_what_torchvisions_gives_for_it_in_color(cache):
     set_seed(0)
     original = resnet18().eval()
     torch.save(original.state_dict(), cache / "resnet18-f37072fd.pth")
@@ -273,7 +273,7 @@ def test_a_gray_image_gives_resnet18_what_torchvisions_gives_for_it_in_colour(ca
 
 
 @pytest.mark.parametrize("counted", [True, False], ids=["", "saved before norms counted their batches"])
-def test_a_gray_image_gives_vgg16_what_torchvisions_gives_for_it_in_colour(cache, counted):
+def test_a_gray_image_gives_vgg16_what_torchvisions_gives_for_it_in_color(cache, counted):
     set_seed(0)
     original = make_layers(cfgs["D"], batch_norm=True).eval()
     weights = {f"features.{name}": tensor for name, tensor in original.state_dict().items()}

@@ -189,7 +189,7 @@ def test_webcam_answers_a_frame_with_a_picture_and_a_text(webcam):
     content, (jpeg,) = webcam(lambda frame: (frame[:, ::-1] // 2, f"{frame.shape}"))
     assert content == {**CONTENT, "text": "(48, 64, 3)"}
     answer = cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    assert np.abs(answer.astype(int) - [100, 50, 0]).max() < 6  # the colours are in the order in which they came
+    assert np.abs(answer.astype(int) - [100, 50, 0]).max() < 6  # the colors are in the order in which they came
 
 
 @pytest.mark.parametrize("jpeg", [b"", b"no jpeg"])

@@ -18,13 +18,14 @@ from fer_utils.paths import atomic_write
 
 
 def cached(name: str, cache_dir: Path | None, key: str, make: Callable[[], FER2013]) -> FER2013:
+    """The data set in cache_dir/name if it was saved under this key; otherwise make it and save it."""
     path = (cache_dir or paths.DATA_DIR / "cache") / name
-    faces = _read_cache(path, key)
-    if faces is None:
-        faces = make()
+    dataset = _read_cache(path, key)
+    if dataset is None:
+        dataset = make()
         with contextlib.suppress(OSError):  # without a cache the next load is slow, that is all
-            _write_cache(path, key, faces)
-    return faces
+            _write_cache(path, key, dataset)
+    return dataset
 
 
 def _read_cache(path: Path, key: str) -> FER2013 | None:
@@ -42,16 +43,16 @@ def _read_cache(path: Path, key: str) -> FER2013 | None:
         return None
 
 
-def _write_cache(path: Path, key: str, faces: FER2013) -> None:
-    facts = {"key": key, "form": faces.form, "fingerprint": faces.fingerprint}
-    facts |= {"notes": faces.notes, "standard": faces.standard}
+def _write_cache(path: Path, key: str, dataset: FER2013) -> None:
+    facts = {"key": key, "form": dataset.form, "fingerprint": dataset.fingerprint}
+    facts |= {"notes": dataset.notes, "standard": dataset.standard}
     buffer = io.BytesIO()
     np.savez(
         buffer,
-        images=faces.images,
-        labels=faces.labels,
-        split_ids=faces.split_ids,
-        names=faces.names,
+        images=dataset.images,
+        labels=dataset.labels,
+        split_ids=dataset.split_ids,
+        names=dataset.names,
         facts=np.array(json.dumps(facts)),
     )
     atomic_write(path, buffer.getbuffer())
@@ -73,6 +74,7 @@ def source_key(path: Path) -> str:
 
 
 def digest(*parts: bytes | np.ndarray) -> str:
+    """Hash of bytes and arrays, 16 hex digits."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(part)

@@ -13,7 +13,7 @@ def duplicate_groups(images: np.ndarray) -> np.ndarray:
     return np.array([numbers.setdefault(image.tobytes(), len(numbers)) for image in images], np.int64)
 
 
-def copies_in_train(faces: FER2013) -> np.ndarray:
+def copies_in_train(dataset: FER2013) -> np.ndarray:
     """Return (N,) bool: images outside train whose exact pixels a model has also seen in train."""
-    groups = duplicate_groups(faces.images)
-    return (faces.split_ids != 0) & np.isin(groups, groups[faces.where("train")])
+    groups = duplicate_groups(dataset.images)
+    return (dataset.split_ids != 0) & np.isin(groups, groups[dataset.where("train")])

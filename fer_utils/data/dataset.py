@@ -9,7 +9,7 @@ from fer_utils.data.constants import SPLITS
 
 @dataclass(frozen=True, eq=False)
 class FER2013:
-    """Labelled faces, ordered train, val, test; inside a split by CSV row, or by (class, file name).
+    """Labeled faces, ordered train, val, test; inside a split by CSV row, or by (class, file name).
 
     images (N,48,48) uint8; labels (N,) int64, positions in EMOTIONS; split_ids (N,) int8, positions in SPLITS;
     names (N,) str: the path inside the zip or folder, "row 17" of a CSV (0 is the first), or "sample 17";

@@ -1,6 +1,6 @@
 """FER2013 (Goodfellow et al. 2013, arXiv:1307.0414) as arrays: find it, load it, check it, cache it.
 
-35,887 grey faces of 48x48 pixels in seven classes. train, val and test are always the challenge's Training, PublicTest
+35,887 gray faces of 48x48 pixels in seven classes. train, val and test are always the challenge's Training, PublicTest
 and PrivateTest. `load_data()` is what a notebook needs; without FER2013 it gives the embedded sample and says so.
 """
 
@@ -92,14 +92,14 @@ def download_fer2013() -> Path:
 def load_data(source: str | Path = "auto", cache_dir: Path | None = None) -> FER2013:
     """Find and load the data (see `find_data`) and print what it is; "auto" without data gives the sample, loudly."""
     path = find_data(source)
-    faces = load_fer2013(path, cache_dir) if path else load_sample(cache_dir)
-    counts = " / ".join(f"{len(faces.where(split)):,} {split}" for split in SPLITS)
+    dataset = load_fer2013(path, cache_dir) if path else load_sample(cache_dir)
+    counts = " / ".join(f"{len(dataset.where(split)):,} {split}" for split in SPLITS)
     print(f"{f'FER2013 from {path.name}' if path else 'EMBEDDED SAMPLE'}: {counts} images")
-    for note in faces.notes:
+    for note in dataset.notes:
         print(f"  note: {note}")
     if source == "auto" and not path:
         print(f"  NO FER2013 WAS FOUND, so this is the sample. For real results {HOW_TO_GET}.")
-    return faces
+    return dataset
 
 
 def load_fer2013(path: str | Path, cache_dir: Path | None = None) -> FER2013:
@@ -151,7 +151,7 @@ def _check(raw: RawFaces, where: str) -> FER2013:
         notes.append(f"non-standard data, class counts differ from the official ones: {', '.join(differ)}")
     n_constant = int((raw.images.min((1, 2)) == raw.images.max((1, 2))).sum())
     if n_constant:
-        notes.append(f"{n_constant:,} images are constant, a single grey level without a face")
+        notes.append(f"{n_constant:,} images are constant, a single gray level without a face")
     return _arrange(raw, tuple(notes), standard=counts == OFFICIAL_COUNTS)
 
 

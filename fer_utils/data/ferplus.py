@@ -26,33 +26,33 @@ def find_ferplus(source: Path | None) -> tuple[Path, Path | None] | None:
     return (votes, row_map) if votes else None
 
 
-def load_ferplus(votes_csv: Path, faces: FER2013, row_map: Path | None = None) -> np.ndarray:
+def load_ferplus(votes_csv: Path, dataset: FER2013, row_map: Path | None = None) -> np.ndarray:
     """Return the ten crowd votes of every face, (N,10) int64 in the order of FERPLUS_COLUMNS and of `faces`.
 
     FER+ (Barsoum et al. 2016, arXiv:1608.01041) labels the rows of fer2013.csv. Faces from a zip or folder need
     `row_map`, a CSV with the columns path and row that names the row of each file. DataError if they cannot be aligned.
     """
     table = _read_columns(votes_csv, ("Usage", *FERPLUS_COLUMNS))
-    rows = _official_rows(faces, row_map)
+    rows = _official_rows(dataset, row_map)
     split_ids = np.array([readers.USAGES.get(usage.strip().lower(), -1) for usage, *_ in table])
-    if rows.max() >= len(table) or (split_ids[rows] != faces.split_ids).any():
+    if rows.max() >= len(table) or (split_ids[rows] != dataset.split_ids).any():
         raise DataError(f"{votes_csv.name} has other rows or splits than the data; download both again")
     return np.array([_to_ints(votes, votes_csv) for _, *votes in table])[rows]
 
 
-def _official_rows(faces: FER2013, row_map: Path | None) -> np.ndarray:
+def _official_rows(dataset: FER2013, row_map: Path | None) -> np.ndarray:
     """Return the row of fer2013.csv (N,) int64 of every face."""
-    if faces.form in ("csv", "icml_csv") and faces.standard:
-        return np.array([int(name.removeprefix("row ")) for name in faces.names])
-    if faces.form not in ("zip", "folder"):
-        raise DataError(f"FER+ votes belong to the official FER2013, not to this data ({faces.form}); {HOW_TO_GET}")
+    if dataset.form in ("csv", "icml_csv") and dataset.standard:
+        return np.array([int(name.removeprefix("row ")) for name in dataset.names])
+    if dataset.form not in ("zip", "folder"):
+        raise DataError(f"FER+ votes belong to the official FER2013, not to this data ({dataset.form}); {HOW_TO_GET}")
     if row_map is None:
         raise DataError("FER+ follows the rows of fer2013.csv; put row_of_file.csv beside the data, or use fer2013.csv")
     table = _read_columns(row_map, ("path", "row"))
     row_of = {readers.place_of(path): _to_ints([row], row_map)[0] for path, row in table}
-    rows = [row_of.get(readers.place_of(name), -1) for name in faces.names]
+    rows = [row_of.get(readers.place_of(name), -1) for name in dataset.names]
     if min(rows) < 0:
-        missing = faces.names[rows.index(-1)]
+        missing = dataset.names[rows.index(-1)]
         raise DataError(f"{row_map.name} lacks {rows.count(-1):,} images, such as {missing}; use Kaggle's file names")
     return np.array(rows)
 

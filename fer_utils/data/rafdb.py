@@ -1,4 +1,4 @@
-"""RAF-DB (Li, Deng & Du 2017, "Reliable crowdsourcing ... in the wild") as arrays: colour faces of 100x100 pixels.
+"""RAF-DB (Li, Deng & Du 2017, "Reliable crowdsourcing ... in the wild") as arrays: color faces of 100x100 pixels.
 
 It is licensed on request, for research, and not shipped. Two forms are read: the original one, with the folders
 Image/aligned and EmoLabel, and the one of class folders, DATASET/train/1 to DATASET/test/7 with two tables of labels.
@@ -192,10 +192,10 @@ def _assemble(entries: list[Entry], images: np.ndarray, converted: int) -> RafDB
     if counts != OFFICIAL_COUNTS:
         notes.append(f"non-standard data: {counts['train']:,} / {counts['test']:,} images, not 12,271 / 3,068")
     if converted:
-        notes.append(f"{converted:,} images were not {SIDE}x{SIDE} and in colour, and were converted")
+        notes.append(f"{converted:,} images were not {SIDE}x{SIDE} and in color, and were converted")
     constant = int((images.min((1, 2, 3)) == images.max((1, 2, 3))).sum())
     if constant:
-        notes.append(f"{constant:,} images are constant, a single colour without a face")
+        notes.append(f"{constant:,} images are constant, a single color without a face")
     split_ids = cut_validation(labels, split_ids)
     order = np.argsort(split_ids, kind="stable")
     arrays = np.ascontiguousarray(images[order]), labels[order], split_ids[order]

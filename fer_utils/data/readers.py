@@ -269,7 +269,7 @@ def is_hidden(name: str) -> bool:
 
 
 def decode_image(data: bytes, where: str) -> tuple[np.ndarray, bool]:
-    """Return an image file as (48,48) uint8 grey levels, and whether it had to be converted to be that."""
+    """Return an image file as (48,48) uint8 gray levels, and whether it had to be converted to be that."""
     try:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             if max(image.size) > MAX_IMAGE_SIDE or image.mode.startswith(("I", "F")):
@@ -307,7 +307,7 @@ def _read_images(names: list[str], read: Callable[[str], bytes], where: str, for
             f"{len(left_out):,} files are in none of the seven class folders, such as {min(left_out)}: left out"
         )
     if converted:
-        notes.append(f"{converted:,} images were not 48x48 grey and were converted")
+        notes.append(f"{converted:,} images were not 48x48 gray and were converted")
     if not (split_ids == 1).any():
         split_ids = cut_validation(labels, split_ids)
         notes.append("no validation split in the file or folder names: 10 % of every class of train became val")

@@ -1,4 +1,4 @@
-"""The embedded sample: about a thousand labelled 48x48 faces, made from one photograph, without network.
+"""The embedded sample: about a thousand labeled 48x48 faces, made from one photograph, without network.
 
 The photograph is the portrait of Rear Admiral Grace Hopper that ships inside matplotlib (`grace_hopper.jpg`, an
 official US Navy picture, in the public domain). MediaPipe's face mesh of it (Kartynnik et al. 2019) is stored in
@@ -7,7 +7,7 @@ Coding System (Ekman & Friesen 1978): a unit moves a few groups of mesh points, 
 smoothly, and the picture is warped triangle by triangle. Proportions, pose, light and noise differ from face to face.
 
 The sample is for trying the notebooks and for tests; it says nothing about how well a model reads real faces.
-The same seed gives the same bytes on one machine; other versions of NumPy or OpenCV may differ in the last grey level.
+The same seed gives the same bytes on one machine; other versions of NumPy or OpenCV may differ in the last gray level.
 """
 
 import json
@@ -100,7 +100,7 @@ class SampleFaces:
     """N faces and what is known about them.
 
     images (N,48,48) uint8; labels (N,) int64, the position in ARCHETYPES; split (N,) int8: 0 train, 1 val, 2 test;
-    landmarks (N,4,2) float32, x and y in [0,1] of width and height: left eye centre, right eye centre, left lip
+    landmarks (N,4,2) float32, x and y in [0,1] of width and height: left eye center, right eye center, left lip
     corner, right lip corner, where left is the left side of the image.
     """
 
@@ -118,8 +118,8 @@ class _Sitter:
     eye_distance: float
     moves: np.ndarray  # (U,2,P,2) in pixels: where each action unit takes each point, from either side of the face
     bumps: np.ndarray  # (P,B) smooth bumps, of which random proportions are made
-    skin: np.ndarray  # grey levels, without spectacles and folds
-    folds: np.ndarray  # grey levels to be added
+    skin: np.ndarray  # gray levels, without spectacles and folds
+    folds: np.ndarray  # gray levels to be added
     brows: np.ndarray  # in [0,1], as are the lips and the creases
     lips: np.ndarray
     creases: dict[str, np.ndarray]
@@ -246,7 +246,7 @@ def _group_weights(n_points: int) -> dict[str, np.ndarray]:
 
 
 def _follow_smoothly(weights: dict[str, np.ndarray], points: np.ndarray, n_face: int) -> dict[str, np.ndarray]:
-    """Fill in the weights of all other points: each gets the mean of its neighbours (Laplace's equation)."""
+    """Fill in the weights of all other points: each gets the mean of its neighbors (Laplace's equation)."""
     values = np.stack(list(weights.values()))
     known = values.any((0, 1))
     known[STILL] = known[n_face:] = True
@@ -329,8 +329,8 @@ def _paint_eyes(canvas: np.ndarray, points: np.ndarray, eye_distance: float) -> 
         top, bottom = points[upper], points[lower]
         middle = (points[iris] + (top.mean(0) + bottom.mean(0)) / 2) / 2
         disc = np.zeros(canvas.shape, np.uint8)
-        centre, radius = np.round(middle * 16).astype(int).tolist(), round(0.085 * eye_distance * 16)
-        cv2.circle(disc, centre, radius, 255, -1, cv2.LINE_AA, shift=4)
+        center, radius = np.round(middle * 16).astype(int).tolist(), round(0.085 * eye_distance * 16)
+        cv2.circle(disc, center, radius, 255, -1, cv2.LINE_AA, shift=4)
         _blend(canvas, 165 - 130 * _soften(disc, 1.0), 0.8 * _soft_shape(CANVAS, top, bottom, 1.0))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from fer_utils.models.baseline import BaselineCNN
 from fer_utils.models.efficientnet import EfficientNetB0
-from fer_utils.models.landmark import LandmarkNetwork
+from fer_utils.models.landmark import LandmarkNet
 from fer_utils.models.local_global import LocalGlobalNet
 from fer_utils.models.resnet import ResNet18
 from fer_utils.models.vgg import VGG16
@@ -23,7 +23,7 @@ ARCHITECTURES = {
     "efficientnet_b0": EfficientNetB0,
     "vgg16": VGG16,
     "local_global": LocalGlobalNet,
-    "landmark_net": LandmarkNetwork,
+    "landmark_net": LandmarkNet,
 }
 NOT_IN_A_SPEC = ("imagenet", "landmarks")  # weights and networks to start from, which a spec cannot hold
 

@@ -7,7 +7,7 @@ from fer_utils.models.resnet import resnet18_backbone, resnet18_head
 from fer_utils.models.vgg import vgg16_backbone
 
 
-class LandmarkNetwork(nn.Module):
+class LandmarkNet(nn.Module):
     """Finds the four landmarks: a backbone, then dense layers 512-256-8 with dropout of 0.3.
 
     The last layer is linear. It answers in pixels from the middle of the image, which are numbers of the size that

@@ -14,24 +14,24 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet50
 
-from fer_utils.models.landmark import LandmarkNetwork
-from fer_utils.models.resnet import ChannelGates, resnet_backbone
+from fer_utils.models.landmark import LandmarkNet
+from fer_utils.models.resnet import SqueezeExcite, resnet_backbone
 
 VIEWS = ("global", "local", "fused")  # what the classifier gets to know
 REGIONS = ("patches", "whole", "landmarks")
 QUARTERS = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))  # x and y of the middles of the four patches
 
 
-def cut_regions(features: torch.Tensor, centres: torch.Tensor, share: float = 0.5) -> torch.Tensor:
+def cut_regions(features: torch.Tensor, centers: torch.Tensor, share: float = 0.5) -> torch.Tensor:
     """Four squares of a feature map (N,C,h,w), each sampled at h/2 x w/2 positions: (N,4,C,h/2,w/2).
 
-    centres: (N,4,2), x and y of their middles in [0,1] of the map; moved so far that no square reaches beyond it.
+    centers: (N,4,2), x and y of their middles in [0,1] of the map; moved so far that no square reaches beyond it.
     share: their side as a share of the map's. Half of it around QUARTERS gives the four patches as they are; all of it
     gives the whole map four times, at half its resolution.
     """
     n, _, height, width = features.shape
     size = (height // 2, width // 2)
-    middle = 2 * centres.clamp(share / 2, 1 - share / 2) - 1  # grids reach from -1 to 1
+    middle = 2 * centers.clamp(share / 2, 1 - share / 2) - 1  # grids reach from -1 to 1
     zoom = share * torch.eye(2, device=features.device).expand(n, 4, 2, 2)
     affine = torch.cat([zoom, middle.unsqueeze(3)], 3).flatten(0, 1)
     grid = F.affine_grid(affine, [4 * n, 1, *size], align_corners=False)  # (4N,h/2,w/2,2)
@@ -77,7 +77,7 @@ class SpatialGates(nn.Module):
 
 def attend(channels: int) -> nn.Sequential:
     """Channel attention, then spatial attention."""
-    return nn.Sequential(ChannelGates(channels, channels // 16), SpatialGates())
+    return nn.Sequential(SqueezeExcite(channels, channels // 16), SpatialGates())
 
 
 class LocalGlobalNet(nn.Module):
@@ -95,7 +95,7 @@ class LocalGlobalNet(nn.Module):
         stem: str = "imagenet",
         channels: int = 1,
         imagenet: dict[str, torch.Tensor] | None = None,
-        landmarks: LandmarkNetwork | None = None,
+        landmarks: LandmarkNet | None = None,
         width: int = 64,
     ) -> None:
         """view: one of VIEWS; regions: one of REGIONS; ValueError lists them.
@@ -145,15 +145,15 @@ class LocalGlobalNet(nn.Module):
         if self.local is None:
             return whole, None
         with torch.autocast(images.device.type, enabled=False):  # bfloat16 would shift the regions
-            regions = cut_regions(features.float(), self.centres(images), 1.0 if self.regions == "whole" else 0.5)
+            regions = cut_regions(features.float(), self.centers(images), 1.0 if self.regions == "whole" else 0.5)
         return whole, self.local(regions)
 
-    def centres(self, images: torch.Tensor) -> torch.Tensor:
+    def centers(self, images: torch.Tensor) -> torch.Tensor:
         """The middles of the regions (N,4,2), x and y in [0,1]."""
         if self.landmarks is not None:
-            grey = images.mean(1, keepdim=True)
+            gray = images.mean(1, keepdim=True)
             with torch.no_grad():
-                return self.landmarks(F.interpolate(grey, (48, 48), mode="bilinear", antialias=True)).float()
+                return self.landmarks(F.interpolate(gray, (48, 48), mode="bilinear", antialias=True)).float()
         return self.quarters.expand(len(images), 4, 2)
 
     def train(self, mode: bool = True) -> "LocalGlobalNet":

@@ -58,7 +58,7 @@ def resnet18_head(outputs: int) -> nn.Sequential:
     )
 
 
-class ChannelGates(nn.Module):
+class SqueezeExcite(nn.Module):
     """Channel attention: every channel is multiplied by a gate between 0 and 1, computed from the mean of all channels.
 
     Squeeze-and-excitation (Hu et al. 2018, arXiv:1709.01507) with a bottleneck of 32.
@@ -95,7 +95,7 @@ class ChannelShift(nn.Module):
         return features + self.shift(features)
 
 
-ATTENTIONS = {"none": nn.Identity, "gates": ChannelGates, "shift": ChannelShift}
+ATTENTIONS = {"none": nn.Identity, "gates": SqueezeExcite, "shift": ChannelShift}
 
 
 class ResNet18(nn.Module):

@@ -16,7 +16,7 @@ from fer_utils.models.build import build_model
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the weights of a trained model, with its spec and what its outputs mean, for load_weights and load_model."""
+    """Write the weights of a trained model with its spec and what its outputs mean, for load_weights and load_model."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".tmp")
     torch.save({**_identity(model), "weights": model.state_dict()}, fresh)

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 PROFILES = ("sample", "cpu", "full")
 
 # Profile cpu is sized for 4.4 hours of 2 cores with bf16, so that there is time for more than these eleven. What was
-# cut for it, and what that costs (s: seconds an epoch took on such cores):
+# cut for it, and what that costs (s: seconds an epoch took there):
 #
 #     03   31 ->  18 minutes   9 epochs instead of 12 (96 s); no trial of the stem that would not be used anyway
 #     04   37 ->  22           25 epochs instead of 40 (26 s): a point of accuracy or so, the claim is still reached
-#     05  194 ->  78           one seed instead of two, 6 epochs of each recipe instead of 5 and 7 (90 s, 72 s), 8 of the
-#                              final model instead of 16 (190 s): two seeds showed nothing about attention either; the
-#                              final model loses a few points
+#     05  194 ->  78           one seed instead of two, 6 epochs of each recipe instead of 5 and 7 (90 and 72 s), 8 of
+#                              the final model instead of 16 (190 s): two seeds showed nothing about attention either;
+#                              the final model loses a few points
 #     06  117 ->  55           the three versions that its pair and its main comparison need, 9 epochs instead of 11
 #                              (110 s): two of five claims are left to profile full; 11 of 300 epochs answered none
 #     10   76 ->  38           one seed instead of two, 3 epochs with all labels instead of 4

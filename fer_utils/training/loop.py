@@ -55,7 +55,7 @@ class FitResult:
     @property
     def best_epoch(self) -> int:
         """The epoch with the best measure on val, counted from 1; the first of several equal ones."""
-        return 1 + self.task.best(self.history[f"val_{self.task.measure}"])
+        return 1 + self.task.best(self.history[f"val_{self.task.metric}"])
 
     @property
     def train_seconds(self) -> float:
@@ -352,9 +352,9 @@ class _Training:
             "epoch": epoch + 1,
             "lr": learning_rate(last - 1, total, val_losses, self.config),
             "train_loss": float(losses.mean()),
-            f"train_{self.task.measure}": float(self.step.metric_sum) / (self.step.steps * self.step.batch_size),
+            f"train_{self.task.metric}": float(self.step.metric_sum) / (self.step.steps * self.step.batch_size),
             "val_loss": float(val_loss),
-            f"val_{self.task.measure}": float(val_metric),
+            f"val_{self.task.metric}": float(val_metric),
             "seconds": self.stream.seconds(start, end),
         }
 
@@ -367,7 +367,7 @@ class _Training:
         on_cpu = self.device.type == "cpu"
         batch_size, precision = (512, "fp32") if on_cpu else (2048, self.precision)
         outputs = outputs_on_device(self.eval_model, self.val_images, self.device, batch_size, precision=precision)
-        return self.task.loss(outputs, self.val_targets), self.task.measured(outputs, self.val_targets).mean()
+        return self.task.loss(outputs, self.val_targets), self.task.metric_fn(outputs, self.val_targets).mean()
 
     @property
     def eval_model(self) -> nn.Module:
@@ -377,7 +377,7 @@ class _Training:
     @property
     def best_epoch(self) -> int:
         """The epoch with the best measure on val so far, counted from 1."""
-        return 1 + self.task.best([row[f"val_{self.task.measure}"] for row in self.history])
+        return 1 + self.task.best([row[f"val_{self.task.metric}"] for row in self.history])
 
     def finished(self) -> bool:
         """Whether all epochs are done, or none of the last `patience` was the best."""
@@ -454,7 +454,7 @@ def _progress_line(history: list[dict], epochs: int, task: Task) -> str:
     row, done = history[-1], len(history)
     left = (epochs - done) * np.mean([r["seconds"] for r in history])
     left_text = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
-    train, val = (task.shown.format(row[f"{split}_{task.measure}"]) for split in ("train", "val"))
+    train, val = (task.format.format(row[f"{split}_{task.metric}"]) for split in ("train", "val"))
     return (
         f"epoch {done:3d}/{epochs}  loss {row['train_loss']:.4f}  train {train}  val {val}  "
         f"{row['seconds']:.1f} s  left {left_text}"

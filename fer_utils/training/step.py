@@ -90,7 +90,7 @@ class TrainingStep:
         if self.ema_model is not None:
             update_ema(self.ema_model, self.model, self.rates[-1])
         self.losses.index_copy_(0, self.position, loss.view(1))
-        self.metric_sum += self.task.measured(outputs, targets).sum()
+        self.metric_sum += self.task.metric_fn(outputs, targets).sum()
         self.position += 1
 
     def next_batch(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What a network can be trained for: the loss it minimizes, and the measure by which its best epoch is chosen."""
+"""What a network can be trained for: the loss it minimizes, and the metric by which its best epoch is chosen."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,26 +18,22 @@ Compare = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (outputs, targ
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to learn. Outputs are what the network returns, targets what it should have returned, both (N,...).
+    """One thing to learn. Outputs are what the network returns, targets what it should have returned, both (N,...)."""
 
-    name: tells checkpoints apart. loss: mean over a batch, (). measure: what `measured` gives, the name in the columns
-    train_<measure> and val_<measure> of a history; measured: its value for each image, (N,). higher_is_better: which
-    end of the measure is the good one. shown: how the progress line writes it. augment: changes a batch of images and
-    its targets together; its last argument says which images to mirror, (N,) bool, or None: at random.
-    """
-
-    name: str
-    loss: Compare
-    measure: str
-    measured: Compare
-    higher_is_better: bool
-    shown: str
+    name: str  # tells checkpoints apart
+    loss: Compare  # mean over a batch, ()
+    metric: str  # name of the metric, as in the columns train_<metric> and val_<metric> of a history
+    metric_fn: Compare  # value of the metric for each image, (N,)
+    higher_is_better: bool  # which end of the metric is the good one
+    format: str  # how the progress line writes it
+    # Changes a batch of images and its targets together. The last argument says which images to mirror, (N,) bool;
+    # None: at random.
     augment: Callable[
         [torch.Tensor, torch.Tensor, Augment, torch.Generator, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]
     ]
 
     def best(self, values: Sequence[float]) -> int:
-        """Position of the best of several values of the measure; the first of equal ones."""
+        """Position of the best of several values of the metric; the first of equal ones."""
         return int(np.argmax(values) if self.higher_is_better else np.argmin(values))
 
 
@@ -51,13 +47,13 @@ def classification(
     return Task(
         name="classification",
         loss=lambda logits, labels: cross_entropy(logits, labels, label_smoothing, focal_gamma, class_weights),
-        measure="accuracy",
-        measured=lambda logits, labels: (
+        metric="accuracy",
+        metric_fn=lambda logits, labels: (
             logits.argmax(1) == (labels if labels.dim() == 1 else labels.argmax(1))
         ).float(),
         higher_is_better=True,
-        shown="{:.2%}",
-        augment=_augment_labelled,
+        format="{:.2%}",
+        augment=_augment_labeled,
     )
 
 
@@ -68,7 +64,7 @@ def cross_entropy(
     focal_gamma: float = 0.0,
     class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean cross-entropy (): the negative log-probability of the labelled class, in nats.
+    """Mean cross-entropy (): the negative log-probability of the labeled class, in nats.
 
     labels: (N,) class numbers or (N,C) shares of the classes. label_smoothing: this share of every label is spread
     evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567). focal_gamma: each class counts (1 - p)^gamma, less
@@ -94,7 +90,7 @@ def balanced_weights(labels: np.ndarray, num_classes: int = len(EMOTIONS)) -> to
     return torch.tensor(len(labels) / (num_classes * np.maximum(counts, 1)), dtype=torch.float32)
 
 
-def _augment_labelled(images, labels, how, generator, mirror=None):
+def _augment_labeled(images, labels, how, generator, mirror=None):
     images = augment_batch(images, how, generator, mirror)
     if how.mixes:
         images, labels = mix(images, F.one_hot(labels, len(EMOTIONS)).float(), how, generator)
@@ -133,25 +129,25 @@ def landmarks(loss: str) -> Task:
     return Task(
         name=f"landmarks, {loss}",
         loss=LANDMARK_LOSSES[loss],
-        measure="error",
-        measured=lambda points, labelled: (PIXELS * (points - labelled)).norm(dim=2).mean(1),
+        metric="error",
+        metric_fn=lambda points, labeled: (PIXELS * (points - labeled)).norm(dim=2).mean(1),
         higher_is_better=False,
-        shown="{:.3f} px",
+        format="{:.3f} px",
         augment=augment_with_points,
     )
 
 
-def smooth_l1_loss(points: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
+def smooth_l1_loss(points: torch.Tensor, labeled: torch.Tensor) -> torch.Tensor:
     """Quadratic below one pixel, linear above (Girshick 2015, arXiv:1504.08083); mean over all coordinates."""
-    return F.smooth_l1_loss(PIXELS * points, PIXELS * labelled)
+    return F.smooth_l1_loss(PIXELS * points, PIXELS * labeled)
 
 
-def wing_loss(points: torch.Tensor, labelled: torch.Tensor, width: float = 2.0, bend: float = 0.5) -> torch.Tensor:
+def wing_loss(points: torch.Tensor, labeled: torch.Tensor, width: float = 2.0, bend: float = 0.5) -> torch.Tensor:
     """Logarithmic below `width` pixels, linear above (Feng et al. 2018, arXiv:1711.06753); mean over all coordinates.
 
     Small errors weigh more than in smooth-L1: the slope grows up to width / bend as an error shrinks to zero.
     """
-    distance = PIXELS * (points - labelled).abs()
+    distance = PIXELS * (points - labeled).abs()
     gap = width - width * math.log1p(width / bend)  # where the two parts meet
     return torch.where(distance < width, width * torch.log1p(distance / bend), distance - gap).mean()
 

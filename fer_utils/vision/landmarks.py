@@ -1,4 +1,4 @@
-"""The four key points of a face, found by MediaPipe: eye centres and lip corners, with a mask for faces not found.
+"""The four key points of a face, found by MediaPipe: eye centers and lip corners, with a mask for faces not found.
 
 MediaPipe's face mesh (Kartynnik et al. 2019, arXiv:1907.06724; with irises: Grishchenko et al. 2020, arXiv:2006.10962)
 was made for photographs, not for 48x48 pixels. So every image is padded and enlarged first, and what is not found at
@@ -30,9 +30,9 @@ from fer_utils.paths import atomic_write
 from fer_utils.vision.mediapipe_process import INSTALL, LandmarksUnavailable, mediapipe_version, prepare_worker
 
 POINTS = ("left_eye", "right_eye", "left_lip_corner", "right_lip_corner")  # left: on the left of the image
-CHUNK = 500  # images that are labelled, and saved, in one go
+CHUNK = 500  # images that are labeled, and saved, in one go
 
-# Points of the mesh whose mean is the eye centre, for the eye on the left and on the right of the image.
+# Points of the mesh whose mean is the eye center, for the eye on the left and on the right of the image.
 EYES = {
     "contour": (
         (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246),
@@ -109,7 +109,7 @@ class Landmarks:
         _write_arrays(path, **vars(self))
 
 
-def load_landmarks(path: Path, faces: FER2013) -> Landmarks:
+def load_landmarks(path: Path, dataset: FER2013) -> Landmarks:
     """Read the landmarks of `faces` from a file that `Landmarks.save` wrote.
 
     DataError when the file is missing or damaged, or belongs to other images.
@@ -120,7 +120,7 @@ def load_landmarks(path: Path, faces: FER2013) -> Landmarks:
     if arrays is None:
         raise DataError(f"{path} is damaged; run the notebook 02_landmark_labelling again to rebuild it")
     landmarks = Landmarks(**arrays | {name: str(arrays[name]) for name in ("fingerprint", "mediapipe")})
-    expected = image_fingerprint(faces.images)
+    expected = image_fingerprint(dataset.images)
     if landmarks.fingerprint != expected:
         raise DataError(
             f"{path} belongs to other images (fingerprint {landmarks.fingerprint}, here {expected}); "
@@ -150,7 +150,7 @@ def label_landmarks(
     """Find the key points of images (N,48,48) uint8; the result does not depend on the number of workers.
 
     workers: processes, by default one per core. cache: folder in which finished chunks of images are kept, so that a
-    stopped run goes on where it was. progress: gets about ten lines of text. eyes: which mean is an eye's centre, a key
+    stopped run goes on where it was. progress: gets about ten lines of text. eyes: which mean is an eye's center, a key
     of EYES.
 
     Raises LandmarksUnavailable when MediaPipe cannot be used, DataError when there is not one face in all images.
@@ -223,14 +223,14 @@ class _Meter:
     """Says about ten times how far the labelling is."""
 
     def __init__(self, total: int, say: Callable[[str], object], earlier: Iterable[np.ndarray]) -> None:
-        """earlier: the numbers of attempts (n,) of each chunk that an earlier run has labelled."""
+        """earlier: the numbers of attempts (n,) of each chunk that an earlier run has labeled."""
         self.total, self.say = total, say
         self.done = self.with_face = 0
         for found in earlier:
             self._count(found)
         self.started, self.at_start, self.at_last_line = time.monotonic(), self.done, self.done
         if self.done:
-            say(f"{self.done:,}/{total:,} were labelled by an earlier run")
+            say(f"{self.done:,}/{total:,} were labeled by an earlier run")
 
     def add(self, found: np.ndarray) -> None:
         """Count a chunk; speak when another tenth is complete."""
@@ -242,7 +242,7 @@ class _Meter:
         left = seconds_each * (self.total - self.done)
         left_text = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
         rate = self.with_face / self.done
-        self.say(f"labelled {self.done:,}/{self.total:,}  with a face {rate:.1%}  left {left_text}")
+        self.say(f"labeled {self.done:,}/{self.total:,}  with a face {rate:.1%}  left {left_text}")
 
     def _count(self, found: np.ndarray) -> None:
         self.done += len(found)
@@ -264,10 +264,10 @@ def _label_chunk(images: np.ndarray, attempts: tuple[Attempt, ...], eyes: str) -
 
 def _find_points(image: np.ndarray, attempt: Attempt, eyes: str) -> np.ndarray | None:
     """The points (4,2) that MediaPipe finds in an image (48,48), None without a face."""
-    faces = _face_mesh().process(attempt.prepare(image)).multi_face_landmarks
-    if not faces:
+    dataset = _face_mesh().process(attempt.prepare(image)).multi_face_landmarks
+    if not dataset:
         return None
-    mesh = np.array([(point.x, point.y) for point in faces[0].landmark])
+    mesh = np.array([(point.x, point.y) for point in dataset[0].landmark])
     points = np.stack([mesh[list(numbers)].mean(0) for numbers in (*EYES[eyes], *LIP_CORNERS)])
     return attempt.restore(points).clip(0, 1)
 

@@ -6,7 +6,7 @@ from fer_utils.data.constants import IMAGE_SIZE
 
 REGIONS = ("eyes", "nose", "mouth", "rest of face", "background")
 
-# Each region but the last is an ellipse: how far its centre lies from the middle of the eyes (0) towards that of the
+# Each region but the last is an ellipse: how far its center lies from the middle of the eyes (0) towards that of the
 # lip corners (1), then, in eye distances: how far further down, and half its width and height. The eyes are two.
 ELLIPSES = {
     "eyes": (0, -0.1, 0.42, 0.38),  # with the brows
@@ -37,19 +37,19 @@ def region_masks(points: np.ndarray) -> np.ndarray:
     for name, (towards_mouth, further, width, height) in ELLIPSES.items():
         inside = np.zeros_like(free)
         for start in (left, right) if name == "eyes" else (middle,):
-            centre = start + towards_mouth * to_mouth + further * distance * down
-            inside |= _ellipse(centre, along * width * distance, down * height * distance)
+            center = start + towards_mouth * to_mouth + further * distance * down
+            inside |= _ellipse(center, along * width * distance, down * height * distance)
         masks[:, REGIONS.index(name)] = inside & free
         free &= ~inside
     masks[:, REGIONS.index("background")] = free
     return masks
 
 
-def _ellipse(centre: np.ndarray, half_width: np.ndarray, half_height: np.ndarray) -> np.ndarray:
+def _ellipse(center: np.ndarray, half_width: np.ndarray, half_height: np.ndarray) -> np.ndarray:
     """Pixels (N,48,48) inside ellipses; all arguments (N,2) vectors in pixels, the last two the half axes."""
     y, x = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE].astype(np.float32)
-    x, y = x - centre[:, 0, None, None], y - centre[:, 1, None, None]
-    squared = np.zeros((len(centre), IMAGE_SIZE, IMAGE_SIZE), np.float32)
+    x, y = x - center[:, 0, None, None], y - center[:, 1, None, None]
+    squared = np.zeros((len(center), IMAGE_SIZE, IMAGE_SIZE), np.float32)
     for axis in (half_width, half_height):
         length = (axis**2).sum(1)
         squared += ((x * axis[:, 0, None, None] + y * axis[:, 1, None, None]) / length[:, None, None]) ** 2
@@ -74,8 +74,8 @@ def align(points: np.ndarray, template: np.ndarray) -> np.ndarray:
     the sense of least squares (Umeyama 1991).
     """
     there, here = (2 * p[..., 0] - 1 + 1j * (2 * p[..., 1] - 1) for p in (points, template))  # as complex numbers
-    centred = here - here.mean()
-    turn = (there * centred.conj()).sum(1) / (abs(centred) ** 2).sum()
+    centered = here - here.mean()
+    turn = (there * centered.conj()).sum(1) / (abs(centered) ** 2).sum()
     shift = there.mean(1) - turn * here.mean()
     rows = [[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]]
     return np.array(rows, np.float32).transpose(2, 0, 1)

@@ -1,0 +1,236 @@
+"""What every experiment of the course does around its question: train each model for several seeds, evaluate, compare.
+
+A notebook describes its models and recipes and reads the results; the bookkeeping is here.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from fer_utils import metrics, plots
+from fer_utils.cost import count_gmacs, count_params
+from fer_utils.data import EMOTIONS, FER2013, copies_in_train
+from fer_utils.models import build_model
+from fer_utils.predict import VIEWS, Predictions, predict_logits
+from fer_utils.report import Report
+from fer_utils.training import FitResult, Run, TrainConfig, fit_all, seed_runs
+from fer_utils.training.checkpoints import checkpoint_file
+from fer_utils.training.tasks import Task
+
+# Columns of the summary that a notebook's own table of results leaves out.
+NOT_IN_RESULTS = ("notebook", "profile", "device", "params", "train_seconds", "images_per_second")
+
+
+@dataclass
+class Trained:
+    """One model of a report: a network trained with one recipe, once per seed."""
+
+    name: str  # of the model in tables
+    spec: dict  # which network it is, see models.build
+    seeds: tuple[int, ...]
+    histories: list[pd.DataFrame]  # one per seed, as in FitResult
+    models: list[nn.Module]  # one per seed, with the weights of the best epoch on val; [] once they are let go
+    train_images: int  # number of training images
+    views: str = "none"  # how each image is shown at test time, a key of predict.VIEWS
+    logits: dict[str, np.ndarray] = field(default_factory=dict)  # split -> (S,n,7), see Experiment.predict
+
+    @property
+    def val_accuracy(self) -> np.ndarray:
+        """Accuracy on val in the best epoch of each seed (S,), as measured during training."""
+        return np.array([history.val_accuracy.max() for history in self.histories])
+
+    @property
+    def best_epochs(self) -> list[int]:
+        """The best epoch of each seed on val, counted from 1."""
+        return [int(history.val_accuracy.argmax()) + 1 for history in self.histories]
+
+    @property
+    def epochs(self) -> float:
+        """Epochs that were trained, mean over seeds: fewer than planned where training stopped early."""
+        return float(np.mean([len(history) for history in self.histories]))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training without validation, mean over seeds."""
+        return float(np.mean([history.seconds.sum() for history in self.histories]))
+
+    def predicted(self, split: str, seed: int = 0) -> np.ndarray:
+        """Predicted labels (n,) of one seed, by its position."""
+        return self.logits[split][seed].argmax(1)
+
+
+class Experiment:
+    """The experiment of one notebook: its data set, device and report."""
+
+    def __init__(self, report: Report, dataset: FER2013, device: torch.device) -> None:
+        """report: where results go. dataset: splits train, val and test. device: to train and predict on."""
+        self.report, self.dataset, self.device = report, dataset, device
+        self.train_set, self.val_set = dataset.subset("train"), dataset.subset("val")
+        images = self.val_set[0]
+        self.image_shape = (3, *images.shape[2:]) if images.ndim == 4 else (1, *images.shape[1:])
+        has_copy = copies_in_train(dataset)
+        self.has_copy = {split: has_copy[dataset.where(split)] for split in ("val", "test")}
+
+    # --- Train --------------------------------------------------------------------------------------------------------
+
+    def runs(
+        self,
+        name: str,
+        spec: dict,
+        config: TrainConfig,
+        seeds: Sequence[int],
+        train: tuple[np.ndarray, np.ndarray] | None = None,
+        val: tuple[np.ndarray, np.ndarray] | None = None,
+        backbone: dict[str, torch.Tensor] | None = None,
+        task: Task | None = None,
+        **start: object,
+    ) -> list[Run]:
+        """One run per seed, each with a checkpoint of its own: nothing is trained twice, and a stop loses little.
+
+        train, val: images and targets; None: the whole split. backbone: weights that the backbone starts from. task:
+        None: to classify emotions. start: what build_model takes besides the spec, such as imagenet=weights.
+        """
+        train, val = train or self.train_set, val or self.val_set
+
+        def build() -> nn.Module:
+            model = build_model(spec, **start)
+            if backbone is not None:
+                model.backbone.load_state_dict(backbone)
+            return model
+
+        begins_with = zlib.crc32(b"".join(t.cpu().numpy().tobytes() for t in (backbone or {}).values()))
+        data_key = f"{self.dataset.fingerprint} {zlib.crc32(train[1])} {spec} {begins_with} {sorted(start)}"
+        folder = self.report.out / "training"
+        return seed_runs(
+            build, train, val, config, seeds, lambda own: checkpoint_file(folder, name, own, data_key), task, name
+        )
+
+    def train(self, runs: Mapping[str, Sequence[Run]]) -> dict[str, Trained]:
+        """Train all runs of all models in one list: on a GPU several side by side, on a CPU one after another."""
+        flat = [run for group in runs.values() for run in group]
+        results = iter(fit_all(flat, self.device))
+        return {name: trained(name, group, [next(results) for _ in group]) for name, group in runs.items()}
+
+    # --- Evaluate -----------------------------------------------------------------------------------------------------
+
+    def predict(self, model: Trained, split: str) -> np.ndarray:
+        """Logits (S,n,7) of every seed on one split, with the model's views; kept in model.logits."""
+        images = self.dataset.subset(split)[0]
+        found = [predict_logits(network, images, self.device, views=model.views) for network in model.models]
+        model.logits[split] = np.stack(found)
+        return model.logits[split]
+
+    def publish(self, models: Sequence[Trained]) -> pd.DataFrame:
+        """Write the summary rows of val and test and the logits of each model; returns the rows as a table.
+
+        Logits that are not there yet are computed. The first network of each model is counted for its cost.
+        """
+        rows_before = len(self.report.summary_rows)
+        for model in models:
+            network = model.models[0] if model.models else build_model(model.spec)
+            cost = {"params": count_params(network)}
+            cost["gmacs"] = len(VIEWS[model.views]) * count_gmacs(network, self.image_shape)
+            for split in ("val", "test"):
+                logits = model.logits[split] if split in model.logits else self.predict(model, split)
+                labels = self.dataset.subset(split)[1]
+                self.report.summary(
+                    model=model.name, split=split, epochs=round(model.epochs), train_seconds=model.seconds, **cost,
+                    **metrics.summarize(labels, logits, self.has_copy[split]),
+                    images_per_second=model.epochs * model.train_images / model.seconds,
+                )  # fmt: skip
+            predictions = Predictions(
+                model.logits["val"],
+                model.logits["test"],
+                model.seeds,
+                self.dataset.fingerprint,
+                model.spec,
+                model.views,
+            )
+            self.report.predictions(f"{self.report.number}_{model.name}", predictions)
+        rows = pd.DataFrame(self.report.summary_rows[rows_before:])
+        return rows.drop(columns=list(NOT_IN_RESULTS))
+
+    def correct(self, model: Trained, split: str = "test") -> np.ndarray:
+        """Which predictions are correct: (S,n) bool."""
+        return model.logits[split].argmax(2) == self.dataset.subset(split)[1]
+
+    # --- Compare ------------------------------------------------------------------------------------------------------
+
+    def compare(self, a: Trained, b: Trained) -> dict[str, object]:
+        """Is model a better than b on test? Two questions, two units.
+
+        About the method, whose unit is the seed: metrics.paired_difference over seeds that both share, and a verdict.
+        About these very networks, whose unit is the image: a bootstrap interval of the mean difference, and McNemar's
+        test of the first seed's pair (only_a, only_b: test images that only one of the two gets right).
+        """
+        labels = self.dataset.subset("test")[1]
+        correct_a, correct_b = self.correct(a), self.correct(b)
+        test = metrics.paired_difference(correct_a.mean(1), correct_b.mean(1))
+        per_image = correct_a.mean(0) - correct_b.mean(0)
+        low, high = metrics.bootstrap_ci(lambda rows: per_image[rows].mean(), len(per_image))
+        pair = metrics.mcnemar(labels, a.predicted("test"), b.predicted("test"))
+        return {
+            "n": len(labels),
+            "accuracy": correct_a.mean(),
+            "accuracy_against": correct_b.mean(),
+            **test,
+            "images_ci_low": low,
+            "images_ci_high": high,
+            "only_a": pair["only_a"],
+            "only_b": pair["only_b"],
+            "mcnemar_p": pair["p_value"],
+            "verdict": metrics.seeds_verdict(test),
+        }
+
+    def report_errors(self, model: Trained) -> pd.DataFrame:
+        """Tables and figures of where a model's first seed is right and wrong on test; returns the recalls.
+
+        NN_recall (table and figure), NN_confusion_matrix, and NN_worst_mistakes: the confident errors.
+        """
+        number, seed = self.report.number, model.seeds[0]
+        labels = self.dataset.subset("test")[1]
+        predicted, where = model.predicted("test"), f"test (n = {len(labels):,}), {model.name}, seed {seed}"
+        recall = metrics.per_class_recall(labels, predicted)
+        self.report.table(recall, f"{number}_recall", f"Recall of each emotion on {where}; Wilson 95 % intervals.")
+        self.report.figure(
+            plots.plot_recall(recall), f"{number}_recall", data=recall, caption=f"Recall of each emotion on {where}.",
+            alt="Bar chart of recall per emotion with 95 % intervals; the dashed line is accuracy over all images.",
+        )  # fmt: skip
+        confusion = metrics.confusion_matrix(labels, predicted)
+        self.report.figure(
+            plots.plot_confusion_matrix(confusion), f"{number}_confusion_matrix", data=confusion.reset_index(),
+            caption=f"Confusion matrix on {where}: share of each label, and counts.",
+            alt="Seven by seven confusion matrix; the diagonal holds the correct predictions.",
+        )  # fmt: skip
+        figure, table = self.plot_mistakes(model)
+        self.report.figure(
+            figure, f"{number}_worst_mistakes", data=table,
+            caption=f"The most confident errors on {where}: label, prediction, and confidence.",
+            alt="Faces with their label and the network's confident, different prediction.",
+        )  # fmt: skip
+        assert recall.n.iloc[:-1].sum() == confusion.values.sum() == len(labels)
+        return recall
+
+    def plot_mistakes(self, model: Trained, label: str = "any", count: int = 12) -> tuple[plots.Figure, pd.DataFrame]:
+        """The most confident errors of the first seed on test, of one label or of any: the figure and what it shows."""
+        images, labels = self.dataset.subset("test")
+        probs = torch.softmax(torch.from_numpy(model.logits["test"][0]), 1).numpy()
+        predicted = probs.argmax(1)
+        considered = np.ones(len(labels), bool) if label == "any" else labels == EMOTIONS.index(label)
+        wrong = np.flatnonzero(considered & (predicted != labels))
+        worst = wrong[np.argsort(-probs.max(1)[wrong])][:count]
+        titles = [f"label: {EMOTIONS[labels[i]]}\n{EMOTIONS[predicted[i]]} {probs[i].max():.0%}" for i in worst]
+        names = self.dataset.names[self.dataset.where("test")][worst]
+        return plots.plot_faces(images[worst], titles, columns=6), pd.DataFrame({"name": names, "title": titles})
+
+
+def trained(name: str, runs: Sequence[Run], results: Sequence[FitResult]) -> Trained:
+    """The runs of one model, after training."""
+    models = [run.model.eval() for run in runs]
+    seeds = tuple(run.config.seed for run in runs)
+    return Trained(name, models[0].spec, seeds, [r.history for r in results], models, len(runs[0].train[0]))

@@ -1,0 +1,124 @@
+"""The bookkeeping of experiments: runs that are not trained twice, published rows, paired comparisons, errors."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import tiny_faces
+
+from fer_utils import metrics
+from fer_utils.experiment import Experiment, Trained
+from fer_utils.models import make_spec
+from fer_utils.predict import load_predictions
+from fer_utils.report import Report
+from fer_utils.training import TrainConfig
+
+CONFIG = TrainConfig(epochs=2, batch_size=7, precision="fp32")
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    dataset = tiny_faces()
+    report = Report("04_baseline_cnn", dataset, profile="sample", device="cpu", out=tmp_path)
+    return Experiment(report, dataset, torch.device("cpu"))
+
+
+def train(experiment, name="small", seeds=(0, 1), **options):
+    return experiment.train({name: experiment.runs(name, make_spec("baseline_cnn"), CONFIG, seeds, **options)})[name]
+
+
+def fixed(experiment, name, correct):
+    """A model whose seeds get exactly these test images right: (S,n) bool."""
+    labels = experiment.dataset.subset("test")[1]
+    predicted = np.where(correct, labels, (labels + 1) % 7)
+    return Trained(name, make_spec("baseline_cnn"), (0,), [], [], 1, logits={"test": np.eye(7)[predicted] * 3})
+
+
+def test_a_model_is_trained_for_each_seed_and_not_trained_again(experiment, capsys):
+    first = train(experiment)
+    again = train(experiment)
+    assert first.seeds == (0, 1) and len(first.models) == 2 and first.epochs == 2
+    assert "epoch" in capsys.readouterr().out
+    for one, other in zip(first.models, again.models, strict=True):
+        assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+    for one, other in zip(first.histories, again.histories, strict=True):
+        pd.testing.assert_frame_equal(one, other)  # seconds as well: nothing was trained
+
+
+@pytest.mark.parametrize("changed", ["images", "targets", "backbone", "spec"])
+def test_whatever_decides_the_outcome_has_a_checkpoint_of_its_own(experiment, changed):
+    spec, options = make_spec("resnet18"), {}
+    images, labels = experiment.train_set
+    if changed == "images":
+        options["train"] = images[:7], labels[:7]
+    elif changed == "targets":
+        options["train"] = images, labels[::-1].copy()
+    elif changed == "backbone":
+        options["backbone"] = experiment.runs("x", spec, CONFIG, [5])[0].model.backbone.state_dict()
+    else:
+        spec = make_spec("resnet18", stem="middle")
+    before = experiment.runs("x", make_spec("resnet18"), CONFIG, [0])[0].checkpoint
+    assert experiment.runs("x", spec, CONFIG, [0], **options)[0].checkpoint != before
+
+
+def test_published_rows_and_logits_are_those_of_the_models(experiment, tmp_path):
+    model = train(experiment)
+    table = experiment.publish([model])
+    assert list(table.split) == ["val", "test"] and set(table.model) == {"small"} and set(table.seeds) == {2}
+    labels = experiment.dataset.subset("test")[1]
+    expected = np.mean([metrics.accuracy(labels, model.predicted("test", seed)) for seed in (0, 1)])
+    assert table.accuracy.iloc[1] == pytest.approx(expected)
+    saved = load_predictions(tmp_path / "predictions" / "04_small.npz", experiment.dataset)
+    assert saved.spec == make_spec("baseline_cnn") and saved.seeds == (0, 1)
+    assert np.allclose(saved.test, model.logits["test"], atol=0.01)
+
+
+def test_a_comparison_is_paired_by_seed_and_by_image(experiment):
+    n = len(experiment.dataset.where("test"))
+    correct = np.zeros((2, n), bool)
+    correct[:, : n // 2] = True
+    row = experiment.compare(fixed(experiment, "a", correct), fixed(experiment, "b", ~correct))
+    assert row["mean"] == pytest.approx((n // 2 - (n - n // 2)) / n)
+    assert (row["only_a"], row["only_b"], row["n"]) == (n // 2, n - n // 2, n)
+    assert row["verdict"] == "cannot be shown with 2 seeds"
+
+
+def test_six_seeds_can_show_a_difference_and_are_needed_for_it(experiment):
+    n = len(experiment.dataset.where("test"))
+    good, bad = np.ones((6, n), bool), np.ones((6, n), bool)
+    for seed in range(6):
+        bad[seed, : 2 + seed] = False
+    better, worse = fixed(experiment, "a", good), fixed(experiment, "b", bad)
+    assert experiment.compare(better, worse)["verdict"] == "better"
+    assert experiment.compare(worse, better)["verdict"] == "worse"
+    assert experiment.compare(better, better)["verdict"] == "no difference shown"
+    five = [fixed(experiment, name, correct[:5]) for name, correct in (("a", good), ("b", bad))]
+    assert experiment.compare(*five)["verdict"] == "cannot be shown with 5 seeds"
+
+
+def test_errors_are_reported_with_their_label_and_confidence(experiment, tmp_path):
+    n = len(experiment.dataset.where("test"))
+    correct = np.ones((1, n), bool)
+    correct[0, 3] = False
+    model = fixed(experiment, "a", correct)
+    recall = experiment.report_errors(model)
+    assert recall.hits.iloc[-1] == n - 1
+    shown = pd.read_csv(tmp_path / "figures" / "04_worst_mistakes.csv")
+    assert len(shown) == 1 and shown.name[0] == experiment.dataset.names[experiment.dataset.where("test")][3]
+    assert {path.name for path in (tmp_path / "figures").glob("*.png")} == {
+        "04_recall.png",
+        "04_confusion_matrix.png",
+        "04_worst_mistakes.png",
+    }
+
+
+@pytest.mark.parametrize(
+    "difference, p_value, verdict",
+    [
+        (0.01, 0.2, "no difference shown between these networks"),
+        (0.01, 0.01, "this network is better (one seed)"),
+        (-0.01, 0.01, "this network is worse (one seed)"),
+    ],
+)
+def test_one_seed_speaks_of_its_networks_only(difference, p_value, verdict):
+    assert metrics.networks_verdict(difference, p_value) == verdict
