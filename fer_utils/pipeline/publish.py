@@ -10,6 +10,8 @@ from pathlib import Path
 from fer_utils.paths import atomic_write
 from fer_utils.pipeline.freshness import content_hash, write_manifest
 from fer_utils.pipeline.notebooks import UsageError
+from fer_utils.pipeline.openings import FILE as OPENINGS
+from fer_utils.pipeline.openings import append_openings
 
 FREE_GIGABYTES = 4.0  # notebook 05 keeps about 2.5 GB of checkpoints while it trains in profile cpu
 REPORT_PARTS = ("tables", "figures", "predictions")
@@ -111,6 +113,7 @@ def _publish_manifest(
     files = {file: value for file, value in hashes.items() if file not in ignored}
     record = {"depends": depends, "files": files, "checkpoints": ignored}
     write_manifest(folders.manifest(stage), written, record, run)
+    append_openings(folders.reports / OPENINGS, written["summary"], run)
 
 
 def published_path(stage: str, file: str, folders: Folders) -> Path:

@@ -21,7 +21,14 @@ from fer_utils.pipeline.meaning import module_meaning
 from fer_utils.pipeline.provenance import last_run
 from fer_utils.pipeline.publish import Folders
 
-REPORT_FILES = ("summary.csv", "tables/claims.csv", "tables/anchors.csv", "provenance.json", "report.html")
+REPORT_FILES = (
+    "summary.csv",
+    "tables/claims.csv",
+    "tables/anchors.csv",
+    "test_openings.csv",
+    "provenance.json",
+    "report.html",
+)
 PACKAGE = Path(__file__).parents[1]
 REPORT_CODE = ("pipeline/page.py", "report.py", "assets/report.html.j2", "assets/anchors.csv")
 
