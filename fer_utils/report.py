@@ -100,7 +100,7 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 def data_note(dataset: FER2013) -> str:
     """The sentence that goes under every table unless the data is FER2013 with its official counts."""
     if dataset.form == "sample":
-        return "Embedded sample data: for trying and testing only."
+        return "Embedded sample data: for trying out the code only."
     if dataset.form == "rafdb":
         return f"RAF-DB: {len(dataset.labels):,} images{'' if dataset.standard else ', not the official 15,339'}."
     return "" if dataset.standard else f"Non-standard data: {len(dataset.labels):,} images, not the official 35,887."
