@@ -165,7 +165,7 @@ def real_step(options: dict) -> TrainingStep:
 
 
 def everything_in(step: TrainingStep) -> list[torch.Tensor]:
-    return [tensor.clone() for tensor in step._state().values()]
+    return [tensor.clone() for tensor in step.state_tensors().values()]
 
 
 @pytest.mark.parametrize("options", [{}, {"optimizer": "adamw"}, {"momentum": 0.0}, {"ema": 0.9}, EVERYTHING], ids=str)
