@@ -118,7 +118,7 @@ def test_a_box_where_fer2013_has_it_gives_back_fer2013s_crop(name):
     ratio, below = detector.BOX_IN_CROP[name]
     side = 100 * ratio
     box = (50 - side / 2, 50 + 100 * below - side / 2, side, side)
-    assert detector._square(box, ratio, below) == pytest.approx((0, 0, 100))
+    assert detector.crop_square(box, ratio, below) == pytest.approx((0, 0, 100))
 
 
 def test_sample_faces_survive_the_way_through_photo_and_crop(finder):
@@ -169,7 +169,7 @@ def test_smoothing_follows_each_face_and_forgets_those_that_are_gone():
 
 def test_each_face_has_its_own_box_and_label(monkeypatch):
     texts = []
-    monkeypatch.setattr(photos, "_write", lambda picture, text, corner, scale: texts.append((text, corner)))
+    monkeypatch.setattr(photos, "write_text", lambda picture, text, corner, scale: texts.append((text, corner)))
     image = np.zeros((200, 640, 3), np.uint8)
     picture = photos.draw_faces(image, [a_face(10, 50), a_face(200, 60, score=0.7)], np.eye(7)[[3, 0]] * 0.8)
     assert texts == [
@@ -181,7 +181,7 @@ def test_each_face_has_its_own_box_and_label(monkeypatch):
 
 def test_without_a_detector_there_is_no_confidence(monkeypatch):
     texts = []
-    monkeypatch.setattr(photos, "_write", lambda picture, text, corner, scale: texts.append(text))
+    monkeypatch.setattr(photos, "write_text", lambda picture, text, corner, scale: texts.append(text))
     image = np.zeros((200, 300, 3), np.uint8)
     photos.draw_faces(image, detector.whole_image(image), np.eye(7)[[3]])
     photos.draw_faces(image, [a_face(10)])
@@ -190,7 +190,7 @@ def test_without_a_detector_there_is_no_confidence(monkeypatch):
 
 def test_no_face_is_said(monkeypatch):
     texts = []
-    monkeypatch.setattr(photos, "_write", lambda picture, text, corner, scale: texts.append(text))
+    monkeypatch.setattr(photos, "write_text", lambda picture, text, corner, scale: texts.append(text))
     photos.draw_faces(np.zeros((200, 300, 3), np.uint8), [])
     assert texts == ["no face"]
 
@@ -198,8 +198,8 @@ def test_no_face_is_said(monkeypatch):
 @pytest.mark.parametrize("corner", [(-50, -50), (500, 500), (100, 50)])
 def test_labels_stay_inside_the_picture(corner):
     inside, moved = np.zeros((2, 100, 200, 3), np.uint8)
-    photos._write(inside, "1 happy 80%", (50, 50), 1)
-    photos._write(moved, "1 happy 80%", corner, 1)
+    photos.write_text(inside, "1 happy 80%", (50, 50), 1)
+    photos.write_text(moved, "1 happy 80%", corner, 1)
     assert (moved > 150).sum() == (inside > 150).sum() > 100  # all of the text is there
 
 
@@ -279,7 +279,7 @@ def bomb():
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3)).astype(np.uint8))
 REFUSED = {
-    "text": (b"dear diary", "is not an image that can be read here; take one of JPEG, PNG"),
+    "text": (b"dear diary", "is not an image that can be read here; use one of JPEG, PNG"),
     "empty": (b"", "is not an image that can be read here"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image that can be read here"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image that can be read here"),
@@ -365,7 +365,7 @@ def test_a_stopped_or_failed_video_leaves_earlier_results_and_nothing_half_writt
 
 
 def test_a_video_that_cannot_be_written_is_said(tmp_path):
-    with pytest.raises(DataError, match=r"absent/a.webm cannot be written; look whether"):
+    with pytest.raises(DataError, match=r"absent/a.webm cannot be written; check the permissions"):
         video.open_video(tmp_path / "absent" / "a.webm", 15, (64, 48))
 
 
