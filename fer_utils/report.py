@@ -51,7 +51,7 @@ class Report:
         display(Markdown(f"*{caption}*"))
 
     def table(self, table: pd.DataFrame, name: str, caption: str, digits: int = 3) -> None:
-        """Show a table; write it to tables/NAME.csv with full precision and to tables/NAME.md with `digits` decimals."""
+        """Show a table; write tables/NAME.csv with full precision and tables/NAME.md with `digits` decimals."""
         path = self._path("tables", f"{name}.csv")
         write_csv(table, path)
         full_caption = " ".join(filter(None, [caption, self._manifest["data_note"]]))

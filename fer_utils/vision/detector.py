@@ -42,7 +42,7 @@ def start_finder() -> tuple[Finder, str]:
         finder = FaceFinder()
         finder(np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))
     except LandmarksUnavailable as error:
-        return whole_image, f"Faces cannot be found: {error}. Each whole image is taken for one face."
+        return whole_image, f"Faces cannot be found: {error}. The whole image counts as one face instead."
     return finder, ""
 
 
