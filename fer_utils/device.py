@@ -26,7 +26,7 @@ def select_device(name: str = "auto") -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise TrainingError(f'device is {name!r}; it must be "auto", "cpu" or "cuda"')
     if name == "cuda" and not torch.cuda.is_available():
-        raise TrainingError('device "cuda" was asked for, but torch finds no GPU here; use device "auto" or "cpu"')
+        raise TrainingError('device "cuda" was requested, but torch finds no GPU here; use device "auto" or "cpu"')
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     torch.backends.cudnn.allow_tf32 = False

@@ -203,7 +203,11 @@ def test_the_memory_is_looked_at_only_when_something_has_changed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "active, advice", [(1, "suffice for batch_size 32; try 16"), (3, "3 runs at once; try at_once=2, or batch_size 32")]
+    "active, advice",
+    [
+        (1, "too little memory for batch_size 32; try batch_size 16"),
+        (3, "3 runs at once with batch_size 32; try at_once=2 or batch_size 16"),
+    ],
 )
 def test_too_little_memory_says_what_to_try(active, advice):
     def advance():

@@ -240,7 +240,7 @@ def test_gpu_out_of_memory_says_which_batch_to_try(monkeypatch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("fer_utils.training.step.train_step", no_memory)
-    with pytest.raises(TrainingError, match="batch_size 32; try 16"):
+    with pytest.raises(TrainingError, match="batch_size 32; try batch_size 16"):
         fit(new_model(), TRAIN, VAL, CONFIG)
 
 

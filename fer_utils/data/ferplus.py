@@ -65,7 +65,9 @@ def _read_columns(path: Path, columns: tuple[str, ...]) -> list[list[str]]:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             return [[row[column] or "" for column in columns] for row in csv.DictReader(stream)]
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path.name} is no table with the columns {', '.join(columns)}; download it again") from error
+        raise DataError(
+            f"{path.name} is not a table with the columns {', '.join(columns)}; download it again"
+        ) from error
 
 
 def _to_ints(texts: list[str], path: Path) -> list[int]:

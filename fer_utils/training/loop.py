@@ -110,9 +110,10 @@ def advance(training: "Training", active: int) -> FitResult | TrainingError | No
     except TrainingError as error:
         return error
     except torch.cuda.OutOfMemoryError as error:
-        fewer = f"for {active} runs at once; try at_once={active - 1}, or " if active > 1 else "for "
         size = training.run.config.batch_size
-        failure = TrainingError(f"the GPU's memory does not suffice {fewer}batch_size {size}; try {max(1, size // 2)}")
+        runs, fewer = (f"{active} runs at once with ", f"at_once={active - 1} or ") if active > 1 else ("", "")
+        advice = f"try {fewer}batch_size {max(1, size // 2)}"
+        failure = TrainingError(f"the GPU has too little memory for {runs}batch_size {size}; {advice}")
         failure.__cause__ = error
         return failure
 
