@@ -80,8 +80,8 @@ def plot_maps(
     fig.set_layout_engine("constrained")  # makes room for the color scale and the titles
     corners = (-0.5, images.shape[2] - 0.5, images.shape[1] - 0.5, -0.5)
     for ax, heat in zip(fig.axes, maps, strict=False):
-        drawn = ax.imshow(heat, cmap=colors, vmin=scale[0], vmax=scale[1], alpha=0.6, extent=corners)
-    fig.colorbar(drawn, ax=fig.axes, label=label, fraction=0.03)
+        layer = ax.imshow(heat, cmap=colors, vmin=scale[0], vmax=scale[1], alpha=0.6, extent=corners)
+    fig.colorbar(layer, ax=fig.axes, label=label, fraction=0.03)
     return fig
 
 

@@ -125,7 +125,7 @@ class Room:
         """at_once: the most runs side by side; None: decided by the free memory."""
         self.device, self.at_once = device, at_once
         self.free_at_first = self._free()
-        self.asked: tuple[int, int] | None = None
+        self.last_counts: tuple[int, int] | None = None  # active and ended runs at the last check
 
     def _free(self) -> int:
         """Return the free bytes on the GPU."""
@@ -143,9 +143,9 @@ class Room:
             return active == 0
         if self.at_once is not None or active >= AT_ONCE:
             return active < (self.at_once or AT_ONCE)
-        if self.asked == (active, ended):
+        if self.last_counts == (active, ended):
             return False
-        self.asked = active, ended
+        self.last_counts = active, ended
         used_by_each = (self.free_at_first - self._free()) / active
         return (active + 1) * used_by_each <= 0.75 * self.free_at_first
 
