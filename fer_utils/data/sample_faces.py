@@ -109,7 +109,7 @@ class SampleFaces:
 
 
 @dataclass(frozen=True)
-class _Sitter:
+class Portrait:
     """The parts that all faces share: the mesh, its movements, and the layers of the picture, (H,W) float32 each."""
 
     mesh: np.ndarray  # (P,3) in pixels of the layers; the last rows are a frame around the head
@@ -130,9 +130,9 @@ def make_sample(n_per_class: int = 144, seed: int = 2013) -> SampleFaces:
     """
     if n_per_class < 4:
         raise ValueError(f"n_per_class is {n_per_class}: at least 4 faces per class are needed to fill every split")
-    sitter = _load_sitter()
+    portrait = load_portrait()
     rng = np.random.default_rng(seed)
-    faces = [_draw_face(sitter, units, rng) for units in ARCHETYPES.values() for _ in range(n_per_class)]
+    faces = [_draw_face(portrait, units, rng) for units in ARCHETYPES.values() for _ in range(n_per_class)]
     held_out = round(n_per_class * 22 / 144)
     labels = np.repeat(np.arange(len(ARCHETYPES)), n_per_class)
     split = np.tile(np.repeat([0, 1, 2], [n_per_class - 2 * held_out, held_out, held_out]), len(ARCHETYPES))
@@ -144,7 +144,7 @@ def make_sample(n_per_class: int = 144, seed: int = 2013) -> SampleFaces:
 # --- The portrait, prepared once for all faces ------------------------------------------------------------------------
 
 
-def _load_sitter() -> _Sitter:
+def load_portrait() -> Portrait:
     """Read the portrait and its mesh; retouch the portrait and prepare the movements of the mesh.
 
     The glasses are painted out so that the brows can move. The folds beside nose and mouth become a layer of their own:
@@ -158,7 +158,7 @@ def _load_sitter() -> _Sitter:
     eye_distance = float(np.linalg.norm(right - left))
     bare = _paint_out(_read_portrait(), strokes["spectacles"])
     skin = _paint_out(bare, strokes["folds"])
-    return _Sitter(
+    return Portrait(
         mesh=mesh,
         eye_distance=eye_distance,
         moves=_unit_moves(points, len(face)) * eye_distance,
@@ -263,21 +263,23 @@ def _follow_smoothly(weights: dict[str, np.ndarray], points: np.ndarray, n_face:
 # --- One face ---------------------------------------------------------------------------------------------------------
 
 
-def _draw_face(sitter: _Sitter, archetype: dict[str, float], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _draw_face(
+    portrait: Portrait, archetype: dict[str, float], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw one face: image (48,48) uint8 and landmarks (4,2) float32."""
-    strengths = _draw_strengths(archetype, rng)
+    strengths = draw_strengths(archetype, rng)
     units = dict(zip(ACTION_UNITS, strengths.mean(1), strict=True))
-    points, eye_distance = _pose(sitter, strengths, rng)
-    canvas = _warp(_make_up(sitter, units, rng), sitter.mesh[:, :2], points)
+    points, eye_distance = place_points(portrait, strengths, rng)
+    canvas = _warp(_make_up(portrait, units, rng), portrait.mesh[:, :2], points)
     _paint_eyes(canvas, points, eye_distance)
     _paint_mouth(canvas, points, eye_distance, units)
     image = _expose(cv2.resize(canvas, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA), rng)
     eyes = [points[corners].mean(0) for corners in EYE_CORNERS]
     landmarks = np.array([*eyes, *points[LIP_CORNERS]], np.float32) / CANVAS
-    return _mirror(image, landmarks) if rng.random() < 0.5 else (image, landmarks)
+    return mirror_face(image, landmarks) if rng.random() < 0.5 else (image, landmarks)
 
 
-def _draw_strengths(archetype: dict[str, float], rng: np.random.Generator) -> np.ndarray:
+def draw_strengths(archetype: dict[str, float], rng: np.random.Generator) -> np.ndarray:
     """Draw the strength (U,2) of each action unit per side: the archetype's with variation, and traces of others."""
     typical = np.array([[archetype.get(unit, 0.0)] for unit in ACTION_UNITS])
     n = len(typical)
@@ -286,26 +288,26 @@ def _draw_strengths(archetype: dict[str, float], rng: np.random.Generator) -> np
     return np.clip(typical * rng.uniform(0.5, 1.2) * varied + traces, 0, 1.5)
 
 
-def _pose(sitter: _Sitter, strengths: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+def place_points(portrait: Portrait, strengths: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """Place the mesh points (P,2) on the canvas; also return the distance between the eyes there, in pixels."""
-    moved = sitter.mesh.copy()
-    moved[:, :2] += np.einsum("us,uspd->pd", strengths, sitter.moves)
-    moved[:, :2] += sitter.bumps @ rng.normal(0, 0.035 * sitter.eye_distance, (sitter.bumps.shape[1], 2))
+    moved = portrait.mesh.copy()
+    moved[:, :2] += np.einsum("us,uspd->pd", strengths, portrait.moves)
+    moved[:, :2] += portrait.bumps @ rng.normal(0, 0.035 * portrait.eye_distance, (portrait.bumps.shape[1], 2))
     face = moved[: IRIS_POINTS.start]
     turn, _ = cv2.Rodrigues(np.radians(rng.normal(0, [4, 6, 5])))
     turned = ((moved - (face.min(0) + face.max(0)) / 2) @ turn.T)[:, :2]
     # A tight crop, from the hairline to the chin, as a face detector gives it.
     zoom = CANVAS / (0.97 * np.ptp(face[:, 1])) * rng.normal(1, [0.05, 0.04])
-    return turned * zoom + CANVAS * (0.5 + rng.normal(0, 0.02, 2)), sitter.eye_distance * zoom[0]
+    return turned * zoom + CANVAS * (0.5 + rng.normal(0, 0.02, 2)), portrait.eye_distance * zoom[0]
 
 
-def _make_up(sitter: _Sitter, units: dict[str, float], rng: np.random.Generator) -> np.ndarray:
+def _make_up(portrait: Portrait, units: dict[str, float], rng: np.random.Generator) -> np.ndarray:
     """Return the portrait (H,W) with the folds and creases of the expression, and randomly darkened brows and lips."""
     fold = min(1, 0.3 + 0.7 * max(units["AU9"], units["AU10"], units["AU12"])) * rng.uniform(0.7, 1)
-    creases = sum(np.float32(35 * units[unit]) * crease for unit, crease in sitter.creases.items())
-    skin = sitter.skin + np.float32(fold) * sitter.folds - creases
+    creases = sum(np.float32(35 * units[unit]) * crease for unit, crease in portrait.creases.items())
+    skin = portrait.skin + np.float32(fold) * portrait.folds - creases
     brows, lips = rng.uniform([0.3, 0.1], [0.6, 0.3]).astype(np.float32)
-    return skin * (1 - brows * sitter.brows) * (1 - lips * sitter.lips)
+    return skin * (1 - brows * portrait.brows) * (1 - lips * portrait.lips)
 
 
 def _warp(picture: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -355,7 +357,7 @@ def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.round(image), 0, 255).astype(np.uint8)
 
 
-def _mirror(image: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def mirror_face(image: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mirror the image and its landmarks; left and right landmarks change places."""
     flipped = landmarks * np.float32([-1, 1]) + np.float32([1, 0])
     return image[:, ::-1], flipped[[1, 0, 3, 2]]
