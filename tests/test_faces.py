@@ -321,19 +321,19 @@ def answer_some(found_in):
 def test_video_in_annotated_video_and_table_out(tmp_path, capfd):
     source = make_video(tmp_path / "film.webm", 12)
     capfd.readouterr()
-    video, table = tmp_path / "out" / "film.webm", tmp_path / "out" / "film.csv"
+    film, table = tmp_path / "out" / "film.webm", tmp_path / "out" / "film.csv"
     shares = []
-    done = video.annotate_video(source, video, table, answer_some({2, 5}), lambda _, share: shares.append(share))
+    done = video.annotate_video(source, film, table, answer_some({2, 5}), lambda _, share: shares.append(share))
     rows = list(csv.DictReader(table.open()))
     assert capfd.readouterr().err == "", "OpenCV's chatter would stand in the notebook"
     assert done == 12 and len(shares) == 12 and shares == sorted(shares) and shares[-1] == 1
     assert [(row["frame"], row["face"]) for row in rows] == [("2", "1"), ("2", "2"), ("5", "1"), ("5", "2")]
     assert list(rows[0])[2:] == ["left", "top", "width", "height", "score", *EMOTIONS]
     assert float(rows[1]["sad"]) == 1 and float(rows[1]["left"]) == 50
-    copy = cv2.VideoCapture(str(video))
+    copy = cv2.VideoCapture(str(film))
     sizes = [frame.shape for there, frame in iter(copy.read, (False, None)) if there]
     assert sizes == [(120, 160, 3)] * 12 and copy.get(cv2.CAP_PROP_FPS) == pytest.approx(15)
-    assert sorted(path.name for path in video.parent.iterdir()) == ["film.csv", "film.webm"]
+    assert sorted(path.name for path in film.parent.iterdir()) == ["film.csv", "film.webm"]
 
 
 def test_a_long_video_needs_no_more_memory_than_a_short_one(tmp_path):
@@ -351,17 +351,17 @@ def test_a_long_video_needs_no_more_memory_than_a_short_one(tmp_path):
 
 def test_a_stopped_or_failed_video_leaves_earlier_results_and_nothing_half_written(tmp_path):
     source = make_video(tmp_path / "film.webm", 12)
-    video, table = tmp_path / "out" / "film.webm", tmp_path / "out" / "film.csv"
-    video.parent.mkdir()
-    video.write_text("earlier")
+    film, table = tmp_path / "out" / "film.webm", tmp_path / "out" / "film.csv"
+    film.parent.mkdir()
+    film.write_text("earlier")
 
     def failing(frame):
         raise RuntimeError("broken")
 
-    assert video.annotate_video(source, video, table, answer_some({1}), lambda _, share: share > 0.4) == 0
+    assert video.annotate_video(source, film, table, answer_some({1}), lambda _, share: share > 0.4) == 0
     with pytest.raises(RuntimeError, match="broken"):
-        video.annotate_video(source, video, table, failing)
-    assert [path.name for path in video.parent.iterdir()] == ["film.webm"] and video.read_text() == "earlier"
+        video.annotate_video(source, film, table, failing)
+    assert [path.name for path in film.parent.iterdir()] == ["film.webm"] and film.read_text() == "earlier"
 
 
 def test_a_video_that_cannot_be_written_is_said(tmp_path):
