@@ -1,1 +1,1 @@
-"""Thin helpers for a notebook course on facial expression recognition with FER2013."""
+"""Helpers for a notebook course on facial expression recognition with FER2013."""

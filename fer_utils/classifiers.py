@@ -1,4 +1,4 @@
-"""The trained classifiers that are there, what they say of crops of faces, and where in a crop they find it."""
+"""Load the trained classifiers, predict crops of faces with them, and explain the predictions with Grad-CAM."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from fer_utils.models.weights import load_classifier
 from fer_utils.paths import find_artifact
 from fer_utils.predict import predict_logits
 
-# name: the notebook that trains it, and the file that it leaves
+# Name of a classifier -> the notebook that trains it, and its file.
 FILES = {
     "baseline_cnn": ("04_baseline_cnn", "baseline_cnn_seed0.pt"),
     "attention_resnet18": ("05_attention_resnet", "attention_resnet18.pt"),
@@ -24,22 +24,23 @@ FILES = {
     "efficientnet_mixup_cutmix": ("06_efficientnet_ablation", "efficientnet_mixup_cutmix_seed0.pt"),
 }
 NO_CLASSIFIER = (
-    "There is no trained network yet, so nothing can be said about a face. Run the notebook 04_baseline_cnn first "
+    "There is no trained network yet, so no face can be classified. Run the notebook 04_baseline_cnn first "
     "(./run_all.sh --only 04, or by hand in JupyterLab), then this one again."
 )
-LEAST_CELLS = 6  # a map of fewer cells across says hardly more than "in the middle"
+LEAST_CELLS = 6  # a map with fewer cells per side shows little more than "in the center"
 
 
 def load_classifiers(inputs: str | Path, device: torch.device | str = "cpu") -> dict[str, nn.Module]:
-    """The networks of FILES that earlier notebooks left, in evaluation mode, by name; {} when there is none.
+    """Load the networks in FILES that earlier notebooks have trained, in evaluation mode; returns name -> network.
 
-    inputs: as every notebook gets it. One that is missing or damaged is left out, and a printed line says so.
+    inputs: a parameter of every notebook, see find_artifact. A network that is missing or damaged is left out, and a
+    line is printed.
     """
     models = {}
     for name, (stage, file) in FILES.items():
         path = find_artifact(inputs, stage, file)
         if not path.is_file():
-            print(f"{name} is left out: notebook {stage} has not made it yet")
+            print(f"{name} is left out: notebook {stage} has not trained it yet")
             continue
         try:
             models[name] = load_classifier(path).to(device)
@@ -49,25 +50,25 @@ def load_classifiers(inputs: str | Path, device: torch.device | str = "cpu") -> 
 
 
 def classify(models: Mapping[str, nn.Module], crops: np.ndarray, device: torch.device | str) -> dict[str, np.ndarray]:
-    """What each network says of crops (n,48,48) uint8, all in one batch: probabilities (n,7) by its name."""
+    """Classify crops (n,48,48) uint8 with every network; returns name -> probabilities (n,7)."""
     if not len(crops):
         return {name: np.empty((0, len(EMOTIONS))) for name in models}
     return {name: softmax(predict_logits(model, crops, device), 1) for name, model in models.items()}
 
 
 def average(probs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The ensemble's probabilities (n,7): the mean of those of several networks."""
+    """Average the probabilities of several networks: (n,7)."""
     return np.mean(list(probs.values()), axis=0)
 
 
 def explain(model: nn.Module, crops: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
-    """Where a network finds its answers to crops (n,48,48) uint8: Grad-CAM maps (n,48,48), each from 0 to 1.
+    """Explain the predictions for crops (n,48,48) uint8 with Grad-CAM maps (n,48,48), each scaled to 0-1.
 
-    They are made from the last layer that still has LEAST_CELLS cells across.
+    The maps come from the last layer that still has LEAST_CELLS cells per side.
     """
-    answers = predict_logits(model, crops, device).argmax(1)
+    predicted = predict_logits(model, crops, device).argmax(1)  # (n,)
     layers, only = list(cam.LAYERS[type(model)]), {"Grad-CAM": cam.grad_cam}
-    _, maps = cam.heat_maps(model, crops, layers, answers, methods=only, device=device)
+    _, maps = cam.heat_maps(model, crops, layers, predicted, methods=only, device=device)
     last = [layer for layer in maps.values() if layer.shape[-1] >= LEAST_CELLS][-1]
     large = cam.upsample(last)
     return large / np.maximum(large.max((1, 2), keepdims=True), 1e-8)

@@ -1,4 +1,4 @@
-"""Size and cost of a network: parameters, multiply-adds, memory and time for 48x48 images."""
+"""Measure the cost of a network: parameters, multiply-adds, memory and time for 48x48 images."""
 
 import statistics
 import time
@@ -15,29 +15,29 @@ from torch.utils._pytree import tree_leaves
 from fer_utils.models.build import build_model, describe
 from fer_utils.predict import VIEWS, Predictions
 
-with warnings.catch_warnings():  # fvcore still decorates with torch.jit.script, which newer torch calls outdated
+with warnings.catch_warnings():  # fvcore still uses torch.jit.script, which is deprecated
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*deprecated", category=FutureWarning)
     from fvcore.nn import FlopCountAnalysis
 
 
 def count_params(model: nn.Module) -> int:
-    """Number of trainable parameters."""
+    """Count the trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def count_gmacs(model: nn.Module, shape: tuple[int, int, int] = (1, 48, 48)) -> float:
-    """Billions of multiply-adds (GMACs) to classify one image of this shape: channels, height, width.
+    """Count the billions of multiply-adds (GMACs) for one image of this shape: channels, height, width.
 
-    Counted by fvcore, whose "flop" is one fused multiply-add; papers often print the same number as "GFLOPs".
+    fvcore does the counting; its "flop" is one fused multiply-add. Papers often call the same number "GFLOPs".
     """
     return count_operations(model, (1, *shape)).total() / 1e9
 
 
 def count_operations(model: nn.Module, shape: tuple[int, ...] = (1, 1, 48, 48)) -> Counter:
-    """Multiply-adds of one input of this shape for each kind of operation ("conv", "linear", ...), as fvcore counts.
+    """Count multiply-adds for an input of this shape by kind of operation ("conv", "linear", ...), with fvcore.
 
-    Besides the multiply-adds of convolutions and dense layers, fvcore counts two operations per value for a batch norm
-    and one per value for pooling by averages; activations and additions cost nothing.
+    fvcore counts the multiply-adds of convolutions and dense layers, two operations per value for batch norm, and one
+    per value for average pooling. Activations and additions count 0.
     """
     training = model.training
     device = next(model.parameters()).device
@@ -49,7 +49,7 @@ def count_operations(model: nn.Module, shape: tuple[int, ...] = (1, 1, 48, 48)) 
 
 
 def efficiency(accuracy: float, gmacs: float) -> float:
-    """Accuracy in percent / GMACs / 100, the measure of the student project behind notebook 07; higher is better.
+    """Compute accuracy in percent / GMACs / 100, the metric of the student project behind notebook 07; high is good.
 
     accuracy: 0 to 1. ValueError unless gmacs is above 0.
     """
@@ -59,9 +59,9 @@ def efficiency(accuracy: float, gmacs: float) -> float:
 
 
 def cost_of(predictions: Predictions) -> dict[str, object]:
-    """What one prediction of a published model costs: network (random weights), architecture, views, params, gmacs.
+    """Compute the cost of one prediction of a published model: network, architecture, views, params, gmacs.
 
-    gmacs counts all views of a face: one that is shown twice costs twice.
+    The network has random weights. gmacs includes all views of a face, so two views cost twice as much as one.
     """
     model = build_model(predictions.spec).eval()
     views = len(VIEWS[predictions.views])
@@ -71,26 +71,26 @@ def cost_of(predictions: Predictions) -> dict[str, object]:
 
 @torch.inference_mode()
 def measure_latency(model: nn.Module, batch_size: int, repeats: int = 9, warm_up: int = 2) -> float:
-    """Median milliseconds in which a network in evaluation mode answers a batch, on the device where it is.
+    """Measure the latency of a batch: median milliseconds of a forward pass in evaluation mode, on the model's device.
 
-    The first warm_up rounds do not count: they allocate memory and choose algorithms.
+    The first warm_up passes are left out, because they allocate memory and choose algorithms.
     """
     training, device = model.training, next(model.parameters()).device
     model.eval()
     images = torch.zeros(batch_size, 1, 48, 48, device=device)
 
-    def answer() -> None:
+    def forward() -> None:
         model(images)
         if device.type == "cuda":
-            torch.cuda.synchronize(device)  # until then the GPU has only been told what to do
+            torch.cuda.synchronize(device)  # a call only queues work on the GPU; this waits for the result
 
-    milliseconds = median_ms(answer, repeats, warm_up)
+    milliseconds = median_ms(forward, repeats, warm_up)
     model.train(training)
     return milliseconds
 
 
 def median_ms(call: Callable[[], object], repeats: int, warm_up: int) -> float:
-    """Median milliseconds of a call; the first warm_up of them do not count."""
+    """Measure the median milliseconds of a call; the first warm_up calls are left out."""
     seconds = []
     for _ in range(warm_up + repeats):
         start = time.perf_counter()
@@ -101,9 +101,9 @@ def median_ms(call: Callable[[], object], repeats: int, warm_up: int) -> float:
 
 @torch.no_grad()
 def measure_memory(model: nn.Module, batch_size: int) -> int:
-    """Most bytes of tensors that exist at once while a network in evaluation mode answers a batch.
+    """Measure the peak memory of a forward pass in evaluation mode: the most bytes of tensors that exist at once.
 
-    Weights, images and all intermediate results; not what an operation needs for itself while it runs.
+    Weights, images and intermediate results count; temporary memory inside an operation does not.
     """
     training, device = model.training, next(model.parameters()).device
     images = torch.zeros(batch_size, 1, 48, 48, device=device)
@@ -115,12 +115,12 @@ def measure_memory(model: nn.Module, batch_size: int) -> int:
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Adds up the storages that operations make, and takes each off again when its last tensor is gone."""
+    """Adds up the bytes of storages that operations create, and subtracts each when its last tensor is gone."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
-        self._known = weakref.WeakSet()
+        self.now = self.peak = 0  # bytes
+        self._storages = weakref.WeakSet()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         before = {t.untyped_storage() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
@@ -131,9 +131,9 @@ class _LiveTensors(TorchDispatchMode):
         return result
 
     def _watch(self, storage, before) -> None:
-        if storage in before or storage in self._known:  # a view, or worked in place: nothing new
+        if storage in before or storage in self._storages:  # a view or an in-place operation: no new memory
             return
-        self._known.add(storage)
+        self._storages.add(storage)
         self.now += storage.nbytes()
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._forget, storage.nbytes())

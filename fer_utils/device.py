@@ -1,4 +1,4 @@
-"""The device that networks run on: choose it, name it, seed it, and pick its precision."""
+"""Choose the device and its precision, name the device, and set the seed."""
 
 import platform
 import random
@@ -11,21 +11,22 @@ from fer_utils.errors import TrainingError
 
 
 def set_seed(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's random numbers (torch: on every device)."""
+    """Seed the random numbers of Python, NumPy and torch (on every device)."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def select_device(name: str = "auto") -> torch.device:
-    """Take the GPU for "auto" when there is one; "cuda" without a GPU raises TrainingError, it never falls back.
+    """Select the device: "cpu", "cuda", or "auto", which takes the GPU if there is one.
 
-    On a GPU fp32 then means fp32: convolutions may not round to TF32. What may be coarser is trained in bf16 anyway.
+    "cuda" without a GPU raises TrainingError; there is no fallback to the CPU. On a GPU, TF32 is switched off: fp32 has
+    full precision, and mixed precision uses bf16.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise TrainingError(f'device is {name!r}; it must be "auto", "cpu" or "cuda"')
     if name == "cuda" and not torch.cuda.is_available():
-        raise TrainingError('device "cuda" was asked for, but torch finds no GPU here; use device "auto" or "cpu"')
+        raise TrainingError('device "cuda" was requested, but torch finds no GPU here; use device "auto" or "cpu"')
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     torch.backends.cudnn.allow_tf32 = False
@@ -33,7 +34,7 @@ def select_device(name: str = "auto") -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The device as tables name it: the GPU's model, or the kind of processor with the number of threads in use."""
+    """Return the name of the device for tables: the model of the GPU, or the kind of CPU and its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -41,10 +42,10 @@ def device_name(device: torch.device) -> str:
 
 
 def choose_precision(model: nn.Module, device: torch.device) -> str:
-    """Return "bf16" where the device calculates in it natively, else "fp32".
+    """Return "bf16" if the device supports it natively, otherwise "fp32".
 
-    On a CPU, networks with depthwise convolutions stay in fp32: these are slow in bf16 (EfficientNet-B0 took twice as
-    long). Nothing is timed, so the same machine always trains in the same way.
+    On a CPU, networks with depthwise convolutions use fp32, because these convolutions are slow in bf16
+    (EfficientNet-B0 took twice as long). The choice needs no timing, so it is always the same on the same machine.
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

@@ -1,9 +1,9 @@
-"""What can go wrong and is told in one plain sentence."""
+"""Errors whose message is one sentence for the reader of a notebook."""
 
 
 class DataError(ValueError):
-    """The data cannot be used; the message is one plain sentence: what, where, how to fix."""
+    """The data cannot be used; the message says what is wrong, where, and how to fix it."""
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message is one plain sentence that says why and what to do."""
+    """Training cannot go on; the message says why and what to do."""

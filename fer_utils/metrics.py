@@ -1,4 +1,4 @@
-"""Numbers that judge predictions, with the intervals and paired tests that go with them. NumPy in, floats out."""
+"""Metrics of predictions, with confidence intervals and paired tests. Inputs are NumPy arrays."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,23 +15,23 @@ from fer_utils.data.constants import EMOTIONS
 
 
 def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Fraction of all images whose predicted class is the labeled one. labels, predicted: (N,) int."""
+    """Compute the fraction of correct predictions. labels, predicted: (N,) int."""
     return float(np.mean(labels == predicted))
 
 
 def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """F1 averaged over the seven classes, each counting the same however small it is; absent classes count 0."""
+    """Compute the unweighted mean of the F1 scores of the seven classes; a class that does not occur counts as 0."""
     return float(f1_score(labels, predicted, labels=range(len(EMOTIONS)), average="macro", zero_division=0))
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:
-    """Counts (7,7): one row per labeled emotion, one column per predicted emotion."""
+    """Count images in a (7,7) table with one row per label and one column per prediction."""
     counts = sklearn_confusion_matrix(labels, predicted, labels=range(len(EMOTIONS)))
     return pd.DataFrame(counts, index=pd.Index(EMOTIONS, name="labeled"), columns=pd.Index(EMOTIONS, name="predicted"))
 
 
 def wilson_interval(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927): stays in 0-1 and is sensible for small n. (nan, nan) for n = 0."""
+    """Compute the 95 % Wilson interval (1927) of a proportion, which is valid for small n; (nan, nan) for n = 0."""
     if n == 0:
         return float("nan"), float("nan")
     interval = binomtest(hits, n).proportion_ci(confidence_level=2 * norm.cdf(z) - 1, method="wilson")
@@ -39,7 +39,7 @@ def wilson_interval(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def per_class_recall(labels: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:
-    """For each emotion: n images, how many were found, recall and its Wilson interval; a last row "all" = accuracy."""
+    """Compute the recall of each emotion, with n images, hits and Wilson interval; the last row "all" is accuracy."""
     rows = []
     for emotion, mask in [*((e, labels == i) for i, e in enumerate(EMOTIONS)), ("all", np.ones(len(labels), bool))]:
         n, hits = int(mask.sum()), int((predicted[mask] == labels[mask]).sum())
@@ -53,24 +53,24 @@ def per_class_recall(labels: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:
 def bootstrap_ci(
     statistic: Callable[[np.ndarray], float], n: int, repeats: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of a statistic over n test images (Efron 1979).
+    """Compute the 95 % percentile bootstrap interval of a statistic over n test images (Efron 1979).
 
-    statistic: takes the (n,) row numbers of one resample, drawn with replacement, and returns a number.
-    scipy.stats.bootstrap draws the same rows, but its percentiles differ from the published ones in the last digit.
+    statistic: takes the row numbers (n,) of one resample, drawn with replacement, and returns a number.
     """
+    # scipy.stats.bootstrap draws the same rows, but its percentiles differ from the published ones in the last digit.
     rng = np.random.default_rng(seed)
     values = [statistic(rng.integers(0, n, n)) for _ in range(repeats)]
     return float(np.quantile(values, 0.025)), float(np.quantile(values, 0.975))
 
 
 def mcnemar(labels: np.ndarray, predicted_a: np.ndarray, predicted_b: np.ndarray) -> dict[str, float]:
-    """Exact McNemar test (1947) of two models on the same images: do their errors differ by more than chance?
+    """Compare two models on the same images with the exact McNemar test (1947).
 
-    Returns only_a and only_b (images that one model alone gets right), difference (accuracy of a minus b) and the
-    two-sided p-value of the binomial test on the images where exactly one of them is right.
+    Returns only_a and only_b (images that only one of the two classifies correctly), difference (accuracy of a minus b)
+    and p_value, two-sided, of a binomial test on these images.
     """
-    right_a, right_b = predicted_a == labels, predicted_b == labels
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    correct_a, correct_b = predicted_a == labels, predicted_b == labels
+    only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
     p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     return {
         "only_a": only_a,
@@ -81,13 +81,14 @@ def mcnemar(labels: np.ndarray, predicted_a: np.ndarray, predicted_b: np.ndarray
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
-    """Is method a better than b, judged by k runs of each that share their seeds? a, b: (k,), paired by position.
+    """Compare two methods by k runs of each with the same seeds. a, b: (k,), paired by position.
 
-    Returns seeds (k), mean and sd of the differences a - b, ci_low and ci_high (95 % t-interval of the mean; it takes
-    the differences for normal), and p_value of the exact two-sided sign-flip test (Fisher 1935): the share of the 2^k
-    ways to flip their signs that leave a mean at least as far from 0. Two of them always do, so with k seeds it cannot
-    fall below smallest_p = 2 / 2^k: five seeds or fewer never reach 0.05. With one seed sd and interval are nan.
-    ValueError when a and b are not two lists of 1 to 20 numbers of the same length.
+    Returns seeds (k), mean and sd of the differences a - b, ci_low and ci_high (95 % t-interval of the mean, which
+    assumes normal differences), p_value of the exact two-sided sign-flip test (Fisher 1935), and smallest_p.
+
+    The p-value is the share of the 2^k sign patterns whose mean is at least as far from 0. Two patterns always are, so
+    the p-value cannot be below smallest_p = 2 / 2^k. With five seeds or fewer it never reaches 0.05. With one seed, sd
+    and interval are nan. ValueError unless a and b have the same length, 1 to 20.
     """
     differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float) if len(a) == len(b) else np.empty(0)
     k = len(differences)
@@ -108,20 +109,20 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> dict[str, float
 
 
 def sign_flip_test(differences: np.ndarray) -> float:
-    """Exact two-sided p-value of the mean of k differences (k,), k > 1: all 2^k ways to flip their signs are tried."""
+    """Compute the exact two-sided p-value of the mean of k differences (k,), k > 1, from all 2^k sign patterns."""
 
     def mean(flipped: np.ndarray, axis: int) -> np.ndarray:
-        return np.round(np.mean(flipped, axis), 10)  # means that tie must be equal, and their last bits are not
+        return np.round(np.mean(flipped, axis), 10)  # tied means differ in their last bits, so they are rounded
 
     test = permutation_test((differences,), mean, permutation_type="samples", n_resamples=np.inf, batch=10_000)
     return float(test.pvalue)
 
 
 def seeds_verdict(test: Mapping[str, float]) -> str:
-    """What paired_difference says about two methods, in the words that all notebooks use.
+    """Turn the result of paired_difference into the verdict on two methods that all notebooks use.
 
-    "better" or "worse" only if the interval over seeds leaves out zero and the sign-flip test gives p < 0.05. With
-    fewer than six seeds p cannot fall below 0.05, whatever was measured.
+    The verdict is "better" or "worse" only if the interval over seeds excludes zero and the sign-flip test gives
+    p < 0.05. With fewer than six seeds p is never below 0.05, so no difference can be shown.
     """
     if test["smallest_p"] >= 0.05:
         return f"cannot be shown with {test['seeds']} seed{'s' if test['seeds'] > 1 else ''}"
@@ -131,9 +132,9 @@ def seeds_verdict(test: Mapping[str, float]) -> str:
 
 
 def networks_verdict(difference: float, p_value: float) -> str:
-    """What McNemar's test says about two trained networks, one seed each, in the words that all notebooks use.
+    """Turn the result of McNemar's test of two networks, one seed each, into the verdict that all notebooks use.
 
-    difference: accuracy of the first minus the second. p_value: after Holm's correction where several are compared.
+    difference: accuracy of the first minus the second. p_value: Holm-corrected if several pairs are compared.
     """
     if p_value >= 0.05:
         return "no difference shown between these networks"
@@ -141,9 +142,9 @@ def networks_verdict(difference: float, p_value: float) -> str:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Correct k p-values (k,) for having been k questions (Holm 1979): below 0.05, each still stands among the others.
+    """Correct k p-values (k,) for multiple comparisons (Holm 1979).
 
-    The smallest counts k times, the next k - 1 times and so on; none ends below a smaller one, none above 1.
+    The smallest is multiplied by k, the next by k - 1 and so on. Corrected values keep their order and are at most 1.
     """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
@@ -153,12 +154,12 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def reliability(labels: np.ndarray, probs: np.ndarray, bins: int = 15) -> pd.DataFrame:
-    """How often answers are right that a network gives with some confidence (its largest probability).
+    """Compare accuracy with confidence (the largest probability), in bins of equal width.
 
-    labels: (N,). probs: (N,C). One row for each of `bins` equal ranges of confidence, which contain their upper end:
-    low, high, n images, their mean confidence and their accuracy (both nan for n = 0).
+    labels: (N,). probs: (N,C). Returns one row per bin, which includes its upper end: low, high, n images, their mean
+    confidence and their accuracy (both nan for n = 0).
     """
-    confidence, right = probs.max(1), probs.argmax(1) == labels
+    confidence, correct = probs.max(1), probs.argmax(1) == labels  # (N,) each
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     n = np.bincount(place, minlength=bins)
     occupied = np.where(n > 0, n, np.nan)
@@ -169,15 +170,15 @@ def reliability(labels: np.ndarray, probs: np.ndarray, bins: int = 15) -> pd.Dat
             "high": edges[1:],
             "n": n,
             "confidence": np.bincount(place, confidence, bins) / occupied,
-            "accuracy": np.bincount(place, right, bins) / occupied,
+            "accuracy": np.bincount(place, correct, bins) / occupied,
         }
     )
 
 
 def ece(labels: np.ndarray, probs: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599): mean gap of confidence and accuracy, 0 to 1.
+    """Compute the expected calibration error (Guo et al. 2017, arXiv:1706.04599), 0 to 1; 0 is perfect.
 
-    The gap of every row of `reliability` counts as often as it has images; 0 is perfect.
+    It is the mean gap between confidence and accuracy over the rows of `reliability`, weighted by their images.
     """
     table = reliability(labels, probs, bins)
     gaps = (table.accuracy - table.confidence).abs()  # nan where there is no image
@@ -185,10 +186,10 @@ def ece(labels: np.ndarray, probs: np.ndarray, bins: int = 15) -> float:
 
 
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
-    """The T for which softmax(logits / T) gives the labels (N,) the highest likelihood (Guo et al. 2017).
+    """Fit the temperature T that minimizes the cross-entropy of softmax(logits / T) (Guo et al. 2017).
 
-    logits: (N,C), of val: T is a choice. Above 1: the network was too sure. It is looked for between 0.05 and 20, and
-    changes no answer.
+    labels: (N,). logits: (N,C) of val, because T is fitted and test must stay untouched. A T above 1 means that the
+    network was overconfident. T is searched between 0.05 and 20; it changes no prediction.
     """
     rows = np.arange(len(labels))
 
@@ -199,15 +200,15 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
 
 
 def summarize(labels: np.ndarray, logits: np.ndarray, has_copy_in_train: np.ndarray) -> dict[str, float]:
-    """The headline numbers of one model on one split, averaged over its seeds.
+    """Compute the main results of one model on one split, averaged over its seeds.
 
-    labels: (N,). logits: (S,N,7) for S seeds. has_copy_in_train: (N,) bool. Returns n, seeds, accuracy, accuracy_sd
-    (over seeds; nan for one), ci_low and ci_high (bootstrap over images of the mean accuracy of these seeds: it covers
-    the choice of test images, not the choice of seeds), macro_f1 and accuracy_no_duplicates.
+    labels: (N,). logits: (S,N,7) of S seeds. has_copy_in_train: (N,) bool. Returns n, seeds, accuracy, accuracy_sd
+    (over seeds; nan for one), macro_f1, accuracy_no_duplicates, ci_low and ci_high. The interval is a bootstrap over
+    images of the mean accuracy of these seeds. It covers the choice of test images, not the choice of seeds.
     """
-    predicted = logits.argmax(2)
+    predicted = logits.argmax(2)  # (S,N)
     hits = predicted == labels  # (S,N)
-    hits_per_image = hits.mean(0)
+    hits_per_image = hits.mean(0)  # (N,)
     low, high = bootstrap_ci(lambda rows: hits_per_image[rows].mean(), len(labels))
     return {
         "n": len(labels),

@@ -1,4 +1,4 @@
-"""Where things are: the project's folder, what earlier notebooks left, and files that are written whole."""
+"""Paths of the project, artifacts of earlier notebooks, and atomic writes."""
 
 import os
 from pathlib import Path
@@ -9,18 +9,19 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def project_path(path: str | Path) -> Path:
-    """Return an absolute path; a relative one is taken from the repository root, wherever Python was started."""
+    """Return an absolute path; a relative path starts at the root of the repository, not at the working directory."""
     return PROJECT_ROOT / Path(path).expanduser()
 
 
 def find_artifact(inputs: str | Path, stage: str, file: str) -> Path:
-    """Find what the notebook `stage` left for later ones in its folder checkpoints/, such as weights.
+    """Find a file that the notebook `stage` saved for later notebooks, such as weights.
 
-    inputs: as every notebook gets it. It may be the folder of a run by hand, or the published reports: reports/, with
-    the checkpoints in outputs/, or outputs/sample/reports, with those in outputs/sample/. Small files that git keeps,
-    such as landmarks.npz, are in the folder derived/ of the reports. What is in none of these places is looked for in
-    outputs/my_run, then among the compact networks that ship with the project, in models/. If it is not there either,
-    the path is where it should have been.
+    inputs: a parameter of every notebook. It is the folder of a manual run, or a folder of published reports. The
+    checkpoints of reports/ are in outputs/, those of outputs/sample/reports in outputs/sample/.
+
+    The search goes through the folder derived/ of the reports (small files that git tracks, such as landmarks.npz), the
+    checkpoints, outputs/my_run, and finally the compact networks of the project in models/. If the file is in none of
+    them, this returns the path where it should have been.
     """
     inputs = project_path(inputs)
     expected = inputs.parent / "outputs" / "checkpoints" / stage
@@ -35,11 +36,8 @@ def find_artifact(inputs: str | Path, stage: str, file: str) -> Path:
     return next((path for path in paths if path.is_file()), expected / file)
 
 
-# --- Cache ------------------------------------------------------------------------------------------------------------
-
-
 def atomic_write(path: Path, data: bytes | memoryview) -> None:
-    """Write a file so that, whatever happens, `path` holds either its old content or all of the new."""
+    """Write a file completely or not at all: after a crash, `path` still has its old content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

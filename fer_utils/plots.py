@@ -1,4 +1,4 @@
-"""Figures that several notebooks draw. Each function returns the Figure; none saves or shows it."""
+"""Draw the figures that several notebooks need. Each function returns the Figure; none saves or shows it."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ from matplotlib.ticker import MaxNLocator
 
 from fer_utils.data.constants import EMOTIONS
 
-# Okabe & Ito (2008): seven colors that stay apart for color-blind readers, one per emotion in FER2013's order.
+# One color per emotion, in the order of FER2013; color-blind readers can tell them apart (Okabe & Ito 2008).
 COLORS = dict(zip(EMOTIONS, ["#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2", "#56B4E9", "#595959"], strict=True))
 
 
 def use_style() -> None:
-    """Set the look of all figures; called once at the top of each notebook."""
+    """Set the style of all figures; called once at the top of each notebook."""
     sns.set_theme(context="notebook", style="whitegrid", palette=list(COLORS.values()), font="DejaVu Sans")
     plt.rcParams.update(
         {"figure.dpi": 96, "savefig.dpi": 144, "axes.titlesize": 12, "figure.constrained_layout.use": True}
@@ -25,13 +25,13 @@ def use_style() -> None:
 
 
 def plot_faces(images: np.ndarray, titles: list[str] | None = None, columns: int = 7, size: float = 1.25) -> Figure:
-    """Grid of faces. images: (n,48,48) on the scale 0-255; titles: n short texts, lines split by \\n."""
+    """Draw a grid of faces. images: (n,48,48) on the scale 0-255. titles: n short texts; \\n starts a new line."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     lines = 1 + max(title.count("\n") for title in titles) if titles else 0
     room = 0.05 + 0.15 * lines  # inches above each row
     height = rows * (size + room)
-    # Places are given: finding them takes a layout engine longer than all the rest, and explore panels must be quick.
+    # Fixed positions: a layout engine would take longer than all the rest, and explore panels must be fast.
     places = {"left": 0, "right": 1, "bottom": 0, "top": 1 - room / height, "hspace": room / size, "wspace": 0.05}
     fig, axes = plt.subplots(
         rows, columns, figsize=(columns * size, height), squeeze=False, layout="none", gridspec_kw=places
@@ -48,13 +48,13 @@ def plot_faces(images: np.ndarray, titles: list[str] | None = None, columns: int
 def plot_landmarks(
     images: np.ndarray, points: np.ndarray, titles: list[str] | None = None, columns: int = 7, size: float = 1.25
 ) -> Figure:
-    """Grid of faces with dots on their key points, cyan on the eyes and orange on the lip corners.
+    """Draw a grid of faces with their landmarks, cyan dots on the eyes and orange dots on the lip corners.
 
-    images: (n,48,48) on the scale 0-255; points: (n,4,2) in [0,1], nan is not drawn; the rest as in `plot_faces`.
+    images: (n,48,48) on the scale 0-255. points: (n,4,2) in [0,1]; nan is not drawn. The rest is as in `plot_faces`.
     """
     fig = plot_faces(images, titles, columns, size)
     for ax, image, four in zip(fig.axes, images, points, strict=False):
-        x, y = (four * image.shape[::-1] - 0.5).T  # matplotlib has 0 in the middle of the first pixel
+        x, y = (four * image.shape[::-1] - 0.5).T  # in matplotlib, 0 is the center of the first pixel
         ax.scatter(x, y, s=9 * size, c=["#00E5FF"] * 2 + ["#FF9500"] * 2, edgecolors="black", linewidths=0.5)
         ax.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
     return fig
@@ -70,23 +70,23 @@ def plot_maps(
     size: float = 1.25,
     colors: str = "viridis",
 ) -> Figure:
-    """Grid of faces under heat maps that all share one scale of colors, shown at the side.
+    """Draw a grid of faces under heat maps with a common color scale, which is shown beside them.
 
-    maps: n of (h,w), whose cells are drawn as they are, nan not at all. scale: the values at its two ends; what lies
-    beyond is cut off. label: what the values are. colors: name of the color map; the rest as in `plot_faces`.
+    maps: n maps (h,w), drawn without interpolation; nan is not drawn. scale: lowest and highest value of the color
+    scale. label: title of the color scale. colors: name of the color map. The rest is as in `plot_faces`.
     """
     fig = plot_faces(images, titles, columns, size)
     fig.axes[0].get_gridspec().update(hspace=None)
-    fig.set_layout_engine("constrained")  # makes room for the scale, and for titles
+    fig.set_layout_engine("constrained")  # makes room for the color scale and the titles
     corners = (-0.5, images.shape[2] - 0.5, images.shape[1] - 0.5, -0.5)
     for ax, heat in zip(fig.axes, maps, strict=False):
-        drawn = ax.imshow(heat, cmap=colors, vmin=scale[0], vmax=scale[1], alpha=0.6, extent=corners)
-    fig.colorbar(drawn, ax=fig.axes, label=label, fraction=0.03)
+        layer = ax.imshow(heat, cmap=colors, vmin=scale[0], vmax=scale[1], alpha=0.6, extent=corners)
+    fig.colorbar(layer, ax=fig.axes, label=label, fraction=0.03)
     return fig
 
 
 def plot_confusion_matrix(counts: pd.DataFrame, ax: Axes | None = None) -> Figure:
-    """Row-normalized confusion matrix with counts. counts: (7,7), rows labeled, columns predicted."""
+    """Draw a row-normalized confusion matrix with counts. counts: (7,7), rows are labels, columns predictions."""
     ax = ax or plt.subplots(figsize=(6.4, 5.4))[1]
     totals = counts.sum(axis=1)
     shares = counts.div(totals.clip(lower=1), axis=0)
@@ -105,7 +105,10 @@ def plot_confusion_matrix(counts: pd.DataFrame, ax: Axes | None = None) -> Figur
 
 
 def plot_recall(recalls: pd.DataFrame, ax: Axes | None = None) -> Figure:
-    """Recall of each emotion with its 95 % interval, from metrics.per_class_recall; the dashed line is accuracy."""
+    """Draw the recall of each emotion with its 95 % interval; the dashed line is accuracy.
+
+    recalls: from metrics.per_class_recall.
+    """
     ax = ax or plt.subplots(figsize=(7, 3.6))[1]
     overall = recalls.loc[recalls.emotion == "all", "recall"].item()
     rows = recalls[recalls.emotion != "all"]
@@ -120,9 +123,9 @@ def plot_recall(recalls: pd.DataFrame, ax: Axes | None = None) -> Figure:
 
 
 def plot_reliability(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Accuracy against confidence, one panel per name, from metrics.reliability; on the dashed line they are equal.
+    """Draw reliability diagrams, one panel per name: accuracy over confidence, and below it the number of images.
 
-    Below each panel: how many images have that confidence.
+    tables: from metrics.reliability. On the dashed line accuracy equals confidence.
     """
     fig, axes = plt.subplots(
         2, len(tables), figsize=(4.2 * len(tables), 4.6), height_ratios=(3, 1), sharex=True, sharey="row", squeeze=False
@@ -131,7 +134,7 @@ def plot_reliability(tables: dict[str, pd.DataFrame]) -> Figure:
         middle, width = (table.low + table.high) / 2, table.high - table.low
         top.bar(middle, table.accuracy, width, color="#56B4E9", edgecolor="white", label="accuracy")
         top.plot(table.confidence, table.accuracy, "o-", color="#D55E00", markersize=4, label="at the mean confidence")
-        top.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="as sure as right")
+        top.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="perfect calibration")
         top.set(title=name, xlim=(0, 1), ylim=(0, 1))
         bottom.bar(middle, table.n, width, color="#595959", edgecolor="white")
         bottom.set(xlabel="confidence")
@@ -143,7 +146,10 @@ def plot_reliability(tables: dict[str, pd.DataFrame]) -> Figure:
 
 
 def plot_learning_curves(histories: dict[str, pd.DataFrame], best_epochs: dict[str, int]) -> Figure:
-    """Loss and accuracy over epochs, train (dotted) and val (solid), one color per run; a dot at the chosen epoch."""
+    """Draw loss and accuracy over epochs, train (dotted) and val (solid), one color per run, a dot at the best epoch.
+
+    best_epochs: counted from 1.
+    """
     fig, axes = plt.subplots(1, 2, figsize=(10, 4.3))
     for (label, history), color in zip(histories.items(), ["#0072B2", "#D55E00", "#009E73", "#CC79A7"], strict=False):
         for ax, what in zip(axes, ("loss", "accuracy"), strict=True):

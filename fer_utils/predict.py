@@ -1,4 +1,4 @@
-"""From images to logits, and logits on disk: the currency that tables, tests and ensembles are paid in."""
+"""Compute, save and load logits, from which all tables, tests and ensembles are made."""
 
 import json
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from torch import nn
 
 from fer_utils.augment import to_float, warp
 from fer_utils.data.constants import EMOTIONS
-from fer_utils.data.dataset import FER2013
+from fer_utils.data.dataset import FaceDataset
 from fer_utils.errors import DataError
 
-# How a face is shown at test time, once or several times: (mirrored, pixels to the right, pixels down, zoom).
 CROP = 42  # side of the ten crops in pixels; they are enlarged to 48 again
 EDGE = (48 - CROP) / 2
+# Test-time augmentation: the views of each face, as (mirrored, pixels to the right, pixels down, zoom).
 VIEWS = {
     "none": [(False, 0, 0, 1)],
     "flip": [(mirrored, 0, 0, 1) for mirrored in (False, True)],
@@ -37,9 +37,9 @@ def predict_outputs(
     batch_size: int = 512,
     view: tuple[bool, float, float, float] = (False, 0, 0, 1),
 ) -> np.ndarray:
-    """What a network answers to images (N,48,48) uint8, float32, in evaluation mode and fp32; one row per image.
+    """Compute the outputs of a network for images (N,48,48) uint8: (N,...) float32, in evaluation mode and fp32.
 
-    view: how the images are shown, one element of a list in VIEWS.
+    view: one element of a list in VIEWS.
     """
     return outputs_on_device(model, torch.as_tensor(images), device, batch_size, view).cpu().numpy()
 
@@ -53,7 +53,10 @@ def outputs_on_device(
     view: tuple[bool, float, float, float] = (False, 0, 0, 1),
     precision: str = "fp32",
 ) -> torch.Tensor:
-    """As predict_outputs, but the outputs stay on the device, and nothing waits for it. precision: "fp32", "bf16"."""
+    """Compute outputs like predict_outputs, but keep them on the device and do not wait for it.
+
+    precision: "fp32" or "bf16".
+    """
     training = model.training
     model.eval()
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
@@ -62,17 +65,17 @@ def outputs_on_device(
             for chunk in images.split(batch_size)
         ]
     model.train(training)
-    return torch.cat(outputs).float()
+    return torch.cat(outputs).float()  # (N,...)
 
 
 def show(images: torch.Tensor, view: tuple[bool, float, float, float]) -> torch.Tensor:
-    """Mirror, then enlarge around the middle and move images (N,1,48,48), as one element of a list in VIEWS says."""
+    """Mirror images (N,1,48,48), then zoom around the center and shift, as one element of a list in VIEWS says."""
     mirrored, right, down, zoom = view
     if mirrored:
         images = images.flip(-1)
     if (right, down, zoom) == (0, 0, 1):
         return images
-    # Which point of the old image (-1..1) each point of the new one shows; a pixel is 2/48 of that range.
+    # Maps points of the new image to the old one. Coordinates go from -1 to 1, so a pixel is 2/48.
     affine = torch.tensor([[1 / zoom, 0, -right / 24], [0, 1 / zoom, -down / 24]], device=images.device)
     return warp(images, affine.expand(len(images), 2, 3))
 
@@ -84,11 +87,11 @@ def predict_logits(
     views: str = "none",
     batch_size: int = 512,
 ) -> np.ndarray:
-    """Logits (N,7) float32 of images (N,48,48) uint8: the mean over one or several views of each.
+    """Compute logits (N,7) float32 of images (N,48,48) uint8, averaged over one or more views of each image.
 
-    views: test-time augmentation, a key of VIEWS; ValueError lists them. "none": the image as it is. "flip": also
-    mirrored. "shifts": in the middle and two pixels to each side, all also mirrored. "ten_crop": the four corners and
-    the middle, all also mirrored (Krizhevsky et al. 2012).
+    views: test-time augmentation, a key of VIEWS; ValueError lists them. "none": the image itself. "flip": also
+    mirrored. "shifts": centered and shifted by two pixels to each side, all also mirrored. "ten_crop": crops of the
+    four corners and the center, all also mirrored (Krizhevsky et al. 2012).
     """
     if views not in VIEWS:
         raise ValueError(f"there are no views {views!r}; choose one of {', '.join(VIEWS)}")
@@ -97,18 +100,14 @@ def predict_logits(
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits of one published model for all its seeds, with what is needed to use them safely.
+    """Logits of one published model for all its seeds, with the facts that are needed to use them safely."""
 
-    val, test: (S,N,7) logits of S seeds. fingerprint: of the data they were made on, whose row order they follow.
-    spec: of the network, see models.build; None for an ensemble. views: how each image was shown, a key of VIEWS.
-    """
-
-    val: np.ndarray
-    test: np.ndarray
-    seeds: tuple[int, ...]
-    fingerprint: str
-    spec: dict | None = None
-    views: str = "none"
+    val: np.ndarray  # (S,N,7) logits of S seeds, in the row order of the data
+    test: np.ndarray  # (S,N,7), likewise
+    seeds: tuple[int, ...]  # (S,)
+    fingerprint: str  # of the data
+    spec: dict | None = None  # of the network, see models.build; None for an ensemble
+    views: str = "none"  # test-time augmentation, a key of VIEWS
 
     def save(self, path: Path) -> None:
         """Write a compressed npz with float16 logits (about 0.5 MB per seed for all of FER2013)."""
@@ -125,10 +124,10 @@ class Predictions:
         )
 
 
-def load_predictions(path: Path, dataset: FER2013) -> Predictions:
-    """Read published logits back as float32.
+def load_predictions(path: Path, dataset: FaceDataset) -> Predictions:
+    """Load published logits as float32.
 
-    Raises DataError when the file is missing, or was made on other data or with another class order.
+    Raises DataError if the file is missing, or was made on other data or with another class order.
     """
     if not path.exists():
         raise DataError(f"{path.name} is not in {path.parent}; run the notebook whose number it begins with")

@@ -1,8 +1,8 @@
-"""The compact network that ships with the project, in models/: `python -m fer_utils.release` makes it anew.
+"""Release the compact network in models/: `python -m fer_utils.release` writes its weights, ONNX file and model card.
 
-It is the baseline that notebook 04 chose on val, where no other small network of the report does better. Its card
-repeats numbers of reports/ and has none of its own but its size and speed. Exporting to ONNX needs the packages of the
-development group.
+It is the baseline that notebook 04 chose on val; no other small network of the report is better there. The numbers on
+its card come from reports/, except for its size and speed. The export to ONNX needs the packages of the development
+group.
 """
 
 import re
@@ -23,11 +23,11 @@ from fer_utils.report import to_markdown
 
 NOTEBOOK, MODEL, WEIGHTS = "04_baseline_cnn", "baseline_cnn", "baseline_cnn_seed0.pt"
 FOLDER = PROJECT_ROOT / "models"
-MEASURED = re.compile(r"^Time on a CPU.*?(?=^## )", re.DOTALL | re.MULTILINE)  # the part of the card with speeds
+MEASURED = re.compile(r"^Time on a CPU.*?(?=^## )", re.DOTALL | re.MULTILINE)  # the part of the card about speed
 
 
 class FromPixels(nn.Module):
-    """A classifier with its standardization: it takes pixels as they are, (N,48,48) uint8, and returns logits (N,7)."""
+    """A classifier that includes the standardization of its input, so it takes raw pixels."""
 
     def __init__(self, model: nn.Module) -> None:
         """model: a classifier of fer_utils.models."""
@@ -35,12 +35,12 @@ class FromPixels(nn.Module):
         self.model = model
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N,48,48) uint8 -> (N,7) logits."""
-        return self.model(to_float(pixels))
+        """Map pixels (N,48,48) uint8 to logits (N,7)."""
+        return self.model(to_float(pixels))  # (N,1,48,48) -> (N,7)
 
 
 def export_onnx(model: nn.Module, path: Path) -> None:
-    """Write a classifier as ONNX: input "pixels" (N,48,48) uint8, output "logits" (N,7), any N."""
+    """Write a classifier as ONNX, with input "pixels" (N,48,48) uint8 and output "logits" (N,7) for any N."""
     pixels = torch.zeros(2, 48, 48, dtype=torch.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.onnx.export(
@@ -51,8 +51,8 @@ def export_onnx(model: nn.Module, path: Path) -> None:
 
 @torch.inference_mode()
 def measure(model: nn.Module, onnx_file: Path) -> pd.DataFrame:
-    """Milliseconds for one face and for 64, with PyTorch and with ONNX Runtime, on this CPU."""
-    import onnxruntime  # of the development group
+    """Measure the milliseconds for one face and for 64 on this CPU, with PyTorch and with ONNX Runtime."""
+    import onnxruntime  # only in the development group
 
     from_pixels = FromPixels(model).eval()
     session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
@@ -70,7 +70,7 @@ def measure(model: nn.Module, onnx_file: Path) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Write models/: weights, ONNX and card."""
+    """Write the weights, the ONNX file and the model card to models/."""
     model = load_classifier(find_artifact("reports", NOTEBOOK, WEIGHTS))
     weights = FOLDER / Path(WEIGHTS).with_suffix(".safetensors").name
     save_compact(model, weights)
@@ -81,22 +81,22 @@ def main() -> None:
 
 
 def renew_card() -> None:
-    """Give the card the numbers of reports/ as they are now; the times in it were measured and stay.
+    """Update the numbers of the model card from reports/; its measured times stay.
 
-    ValueError when reports/ lacks the network.
+    ValueError if reports/ has no results of the network.
     """
     path, weights = FOLDER / "README.md", FOLDER / Path(WEIGHTS).with_suffix(".safetensors").name
     if not (path.is_file() and weights.is_file()):
         return
     measured = MEASURED.search(path.read_text(encoding="utf8"))
     if not measured:
-        raise ValueError(f"{path} has no measured times; python -m fer_utils.release makes it anew")
+        raise ValueError(f"{path} has no measured times; run python -m fer_utils.release to write it again")
     text = MEASURED.sub(lambda _: measured[0], card(weights, pd.DataFrame()))
     atomic_write(path, text.encode())
 
 
 def card(weights: Path, speed: pd.DataFrame) -> str:
-    """The model card, in Markdown; its results come from reports/. speed: of measure."""
+    """Format the model card in Markdown with results from reports/. speed: the table from measure."""
     template = (ASSETS / "model_card.md").read_text(encoding="utf8")
     reports = PROJECT_ROOT / "reports"
     summary = pd.read_csv(reports / "summary.csv").query(

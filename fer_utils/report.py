@@ -1,4 +1,4 @@
-"""The only writer of a notebook's results: its tables, figures, predictions, and rows of the summary and the claims."""
+"""Write the results of a notebook: tables, figures, predictions, and rows of the summary and the claims."""
 
 import json
 from numbers import Integral
@@ -9,7 +9,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
-from fer_utils.data.dataset import FER2013
+from fer_utils.data.dataset import FaceDataset
 from fer_utils.paths import atomic_write, project_path
 from fer_utils.predict import Predictions
 
@@ -21,10 +21,10 @@ CLAIM_COLUMNS = ["claim", "source", "claimed", "measured", "ci_low", "ci_high", 
 
 
 class Report:
-    """What one notebook publishes. Everything goes below one folder: tables/, figures/, predictions/, manifest.json."""
+    """The published results of one notebook, in one folder: tables/, figures/, predictions/ and manifest.json."""
 
-    def __init__(self, notebook: str, dataset: FER2013, profile: str, device: str, out: str | Path) -> None:
-        """notebook: its name without ".ipynb". device: as tables should name it. out: folder, made if missing."""
+    def __init__(self, notebook: str, dataset: FaceDataset, profile: str, device: str, out: str | Path) -> None:
+        """notebook: its name without ".ipynb". device: its name in tables. out: folder, created if missing."""
         self.out, self.number = project_path(out), notebook[:2]
         self._manifest = {
             "notebook": notebook,
@@ -38,9 +38,9 @@ class Report:
         self._write_manifest()
 
     def figure(self, fig: Figure, name: str, caption: str, alt: str, data: pd.DataFrame) -> None:
-        """Show a figure and write figures/NAME.png, with the numbers it shows in figures/NAME.csv.
+        """Show a figure and write it to figures/NAME.png and its data to figures/NAME.csv.
 
-        alt: the description for readers who cannot see it. data: what is plotted, one row per mark.
+        alt: description for readers who cannot see the figure. data: the plotted numbers, one row per mark.
         """
         path = self._path("figures", f"{name}.png")
         fig.savefig(path, metadata={"Software": None, "Description": alt})
@@ -51,7 +51,7 @@ class Report:
         display(Markdown(f"*{caption}*"))
 
     def table(self, table: pd.DataFrame, name: str, caption: str, digits: int = 3) -> None:
-        """Show a table and write tables/NAME.csv with full precision and tables/NAME.md rounded to `digits`."""
+        """Show a table; write tables/NAME.csv with full precision and tables/NAME.md with `digits` decimals."""
         path = self._path("tables", f"{name}.csv")
         write_csv(table, path)
         full_caption = " ".join(filter(None, [caption, self._manifest["data_note"]]))
@@ -61,21 +61,21 @@ class Report:
         display(Markdown(f"*{full_caption}*\n\n{markdown}"))
 
     def predictions(self, name: str, predictions: Predictions) -> None:
-        """Write predictions/NAME.npz, so that tables and tests can be redone without training."""
+        """Write predictions/NAME.npz, from which tables and tests can be repeated without training."""
         predictions.save(self._path("predictions", f"{name}.npz"))
 
     def summary(self, **row: object) -> None:
-        """Add a row to summary.csv: all SUMMARY_COLUMNS but notebook, profile and device, which are known here."""
-        known = {key: self._manifest[key] for key in ("notebook", "profile", "device")}
-        self._add("summary", _complete(known | row, SUMMARY_COLUMNS))
+        """Add a row to summary.csv: all SUMMARY_COLUMNS except notebook, profile and device, which are filled in."""
+        own = {key: self._manifest[key] for key in ("notebook", "profile", "device")}
+        self._add("summary", _complete(own | row, SUMMARY_COLUMNS))
 
     @property
     def summary_rows(self) -> list[dict]:
-        """The rows this notebook has added to summary.csv so far."""
+        """The rows that this notebook has added to summary.csv so far."""
         return self._manifest["summary"]
 
     def claim(self, **row: object) -> None:
-        """Add a row to claims.csv: what was claimed, what was measured, and the verdict; columns are CLAIM_COLUMNS."""
+        """Add a row to claims.csv, with CLAIM_COLUMNS: the claim, the measured value, and the verdict."""
         self._add("claims", _complete(row, CLAIM_COLUMNS))
 
     def _add(self, part: str, entry: dict) -> None:
@@ -93,26 +93,26 @@ class Report:
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table with full precision, in the same bytes on every system."""
+    """Write a table with full precision; the bytes are the same on every operating system."""
     atomic_write(path, table.to_csv(index=False, lineterminator="\n").encode())
 
 
-def data_note(dataset: FER2013) -> str:
-    """The sentence that goes under every table unless the data is FER2013 with its official counts."""
+def data_note(dataset: FaceDataset) -> str:
+    """Return a sentence about the data for every table caption; "" for FER2013 with its official counts."""
     if dataset.form == "sample":
-        return "Embedded sample data: for trying and testing only."
+        return "Embedded sample data: for trying out the code only."
     if dataset.form == "rafdb":
         return f"RAF-DB: {len(dataset.labels):,} images{'' if dataset.standard else ', not the official 15,339'}."
     return "" if dataset.standard else f"Non-standard data: {len(dataset.labels):,} images, not the official 35,887."
 
 
 def to_markdown(table: pd.DataFrame, digits: int) -> str:
-    """A Markdown table with floats rounded to `digits` and missing values as a dash."""
+    """Format a table as Markdown, with floats rounded to `digits` decimals and a dash for missing values."""
     return table.map(lambda value: format_cell(value, digits)).to_markdown(index=False, disable_numparse=True)
 
 
 def format_cell(value: object, digits: int) -> str:
-    """A table cell as text: floats rounded, whole numbers with thousands separators, missing values as a dash."""
+    """Format a table cell: floats rounded, whole numbers with thousands separators, a dash for missing values."""
     if pd.isna(value):
         return "-"
     if isinstance(value, float):
@@ -121,7 +121,7 @@ def format_cell(value: object, digits: int) -> str:
 
 
 def _complete(row: dict, columns: list[str]) -> dict:
-    """The row in column order; ValueError when a column is missing or unknown."""
+    """Return the row in the order of the columns; ValueError if a column is missing or unknown."""
     if set(row) != set(columns):
         wrong = ", ".join(sorted(set(row) ^ set(columns)))
         raise ValueError(f"a row needs exactly the columns {', '.join(columns)}; missing or unknown: {wrong}")
@@ -129,5 +129,5 @@ def _complete(row: dict, columns: list[str]) -> dict:
 
 
 def _plain(value: object) -> object:
-    """NumPy numbers as Python numbers, for JSON."""
+    """Convert a NumPy number to a Python number, for JSON."""
     return value.item()

@@ -1,6 +1,6 @@
-"""Explore panels: controls under a cell that redraw it, long work with a Stop button, and the webcam.
+"""Interactive panels: figures with controls, long-running work with a Stop button, and the webcam.
 
-The only module that imports ipywidgets and anywidget.
+Only this module imports ipywidgets and anywidget.
 """
 
 import base64
@@ -23,30 +23,30 @@ from matplotlib.figure import Figure
 
 from fer_utils.paths import ASSETS
 
-HEADLESS = "FER_HEADLESS"  # set by run_all.sh: nobody is there to move a control
+HEADLESS = "FER_HEADLESS"  # environment variable, set by run_all.sh: no person uses the controls
 
 
 def is_headless() -> bool:
-    """True when the notebook is executed by run_all.sh rather than by a person."""
+    """Check whether run_all.sh, not a person, executes the notebook."""
     return bool(os.environ.get(HEADLESS))
 
 
 def is_page() -> bool:
-    """True when Voila shows the notebook as a web page, whose visitor waits for all cells to run."""
+    """Check whether Voila shows the notebook as a web page, where the visitor waits until all cells have run."""
     return os.environ.get("SERVER_SOFTWARE", "").startswith("voila/")
 
 
 def explore(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> None:
-    """Show a panel: moving a control calls draw with the controls' values and shows the Figure it returns.
+    """Show a panel: when a control changes, call draw with the values of all controls and show the Figure it returns.
 
-    A headless run calls draw once with the starting values and lets its errors through, so that a broken panel fails
-    the run. In a live panel an error is shown in place of the figure.
+    A headless run calls draw once with the initial values and raises its errors, so a broken panel fails the run. A
+    live panel shows errors in place of the figure.
     """
     if is_headless():
         show_once(draw(**_values(controls)))
         return
     output = ipywidgets.Output()
-    # Without this, every few redraws the collector goes through all that the notebook holds, which takes 0.4 s.
+    # Otherwise the garbage collector scans all objects of the notebook every few redraws, which takes 0.4 s.
     gc.collect()
     gc.freeze()
 
@@ -61,29 +61,28 @@ def explore(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> None:
 
 
 def _outputs(draw: Callable[..., Figure], values: dict[str, object]) -> list[dict]:
-    """What draw prints and displays, and the Figure that it returns or its error, as outputs of a notebook.
+    """Collect as notebook outputs: what draw prints and displays, and the Figure it returns or its error.
 
-    They are not left to the Output widget to collect: Voila answers each with a message of its own while the cell still
-    runs, and where that crosses the kernel's reply the reply is lost and the page never appears.
+    The Output widget does not collect them, because in Voila it sends a message for each output while the cell is still
+    running. If such a message crosses the reply of the kernel, the reply is lost and the page never appears.
     """
     with capture_output() as captured:
         try:
             png = base64.b64encode(_png(draw(**values))).decode()
             last = {"output_type": "display_data", "data": {"image/png": png}, "metadata": {}}
-        except Exception:  # whatever it is, the person at the panel must see it
+        except Exception:  # any error must be visible in the panel
             last = {"output_type": "stream", "name": "stderr", "text": traceback.format_exc(limit=-2)}
     printed = [{"output_type": "stream", "name": "stdout", "text": captured.stdout}] if captured.stdout else []
-    shown = [{"output_type": "display_data", "data": o.data, "metadata": o.metadata or {}} for o in captured.outputs]
-    return [*printed, *shown, last]
+    displays = [{"output_type": "display_data", "data": o.data, "metadata": o.metadata or {}} for o in captured.outputs]
+    return [*printed, *displays, last]
 
 
 def explore_run(run: Callable[..., str | None], button: str = "Run", **controls: ipywidgets.Widget) -> None:
-    """Show a panel for work that takes a while: it starts on a button, shows a live figure, and can be stopped.
+    """Show a panel for long-running work, with a start button, a live figure and a Stop button.
 
-    run is called as run(show=..., **values). It calls show(figure, done) whenever there is something new; done, from 0
-    to 1, moves the progress bar and may be left out. show returns True once Stop was pressed, and run should then end
-    soon. A text that run returns is shown at its end. A headless run calls it once, with errors let through, and shows
-    its last figure.
+    run is called as run(show=..., **values). It calls show(figure, done) to update the figure; done, from 0 to 1, moves
+    the progress bar and may be left out. After Stop, show returns True, and run should end soon. If run returns a text,
+    the panel shows it at the end. A headless run calls run once, raises its errors, and shows its last figure.
     """
     if is_headless():
         _run_once(run, controls)
@@ -105,7 +104,7 @@ def explore_run(run: Callable[..., str | None], button: str = "Run", **controls:
         try:
             text = run(show=show, **_values(controls))
             messages.value = html.escape(text or ("stopped" if stopped.is_set() else "done"))
-        except Exception:  # whatever it is, the person at the panel must see it: nobody reads a thread's stderr
+        except Exception:  # any error must be visible in the panel, because nobody reads the stderr of a thread
             messages.value = f"<pre>{html.escape(traceback.format_exc(limit=-2))}</pre>"
         finally:
             start.disabled, stop.disabled = False, True
@@ -117,7 +116,7 @@ def explore_run(run: Callable[..., str | None], button: str = "Run", **controls:
         threading.Thread(target=work, daemon=True).start()
 
     def end(_: object) -> None:
-        messages.value = "stopping: the step that it is at is finished first"
+        messages.value = "stopping after the current step"
         stopped.set()
 
     start.on_click(begin)
@@ -131,7 +130,7 @@ def _run_once(run: Callable[..., str | None], controls: dict[str, ipywidgets.Wid
     figures: list[Figure] = []
 
     def show(figure: Figure, done: float | None = None) -> bool:
-        plt.close(figure)  # the inline backend would display all that are open at the end of the cell
+        plt.close(figure)  # otherwise the inline backend displays it again at the end of the cell
         figures.append(figure)
         return False
 
@@ -144,15 +143,15 @@ def _run_once(run: Callable[..., str | None], controls: dict[str, ipywidgets.Wid
 def explore_webcam(
     answer: Callable[..., tuple[np.ndarray, str]], example: np.ndarray, **controls: ipywidgets.Widget
 ) -> None:
-    """Show a panel with the webcam, live: what answer(frame, **values) makes of each frame.
+    """Show a panel with the live webcam; answer(frame, **values) returns a picture and a line of text for each frame.
 
-    Frames, `example`, and the picture that answer returns with a line of text, are (H,W,3) uint8, RGB. A headless run
-    answers the example once, with errors let through.
+    Frames, `example` and pictures are (H,W,3) uint8, RGB. A headless run calls answer once with `example` and raises
+    its errors.
     """
     if is_headless():
         picture, text = answer(example, **_values(controls))
         print(text)
-        display(Image(_jpeg(picture), format="jpeg"))
+        display(Image(to_jpeg(picture), format="jpeg"))
         return
     for name, control in controls.items():
         _label(control, name)
@@ -160,29 +159,29 @@ def explore_webcam(
 
 
 class Webcam(anywidget.AnyWidget):
-    """The visitor's camera. The browser sends one frame and waits for its answer before it sends the next."""
+    """The camera of the visitor. The browser sends a frame and waits for the answer before it sends the next."""
 
     _esm = ASSETS / "webcam.js"
 
     def __init__(self, answer: Callable[[np.ndarray], tuple[np.ndarray, str]]) -> None:
-        """answer: frame (H,W,3) uint8 RGB -> a picture of any size and a line of text to show."""
+        """answer: turns a frame (H,W,3) uint8 RGB into a picture of any size and a line of text."""
         super().__init__()
         self._answer = answer
         self.on_msg(self._reply)
 
     def _reply(self, _: object, content: dict, buffers: list[memoryview]) -> None:
-        """Answer one frame; content, which says whose and which frame it is, goes back with the answer."""
+        """Answer one frame; content identifies the view and the frame, and goes back with the answer."""
         try:
             frame = cv2.imdecode(np.frombuffer(buffers[0], np.uint8), cv2.IMREAD_COLOR)
             picture, text = self._answer(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-            pictures = [_jpeg(picture)]
-        except Exception as error:  # whatever it is, the person at the camera must see it, and the next frame may work
+            pictures = [to_jpeg(picture)]
+        except Exception as error:  # any error must be visible in the panel, and the next frame may work
             pictures, text = [], f"{type(error).__name__}: {error}"
         self.send({**content, "text": text}, pictures)
 
 
 def show_once(figure: Figure) -> None:
-    """Display a figure exactly once, also where the inline backend would show it again at the end of the cell."""
+    """Display a figure exactly once; the inline backend would show it again at the end of the cell."""
     display(figure)
     plt.close(figure)
 
@@ -196,10 +195,10 @@ def _row(controls: dict[str, ipywidgets.Widget]) -> ipywidgets.HBox:
 
 
 def _label(control: ipywidgets.Widget, name: str) -> None:
-    """Give a control its name as label, room for both, and redraw only when a slider is let go."""
+    """Use the name of a control as its label, make room for both, and redraw only when a slider is released."""
     control.description = control.description or name.replace("_", " ")
     control.layout.width = control.layout.width or "22rem"
-    if control.style.has_trait("description_width"):  # a button has not
+    if control.style.has_trait("description_width"):  # not on buttons
         control.style.description_width = "initial"
     if hasattr(control, "continuous_update"):
         control.continuous_update = False
@@ -207,11 +206,12 @@ def _label(control: ipywidgets.Widget, name: str) -> None:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    # Quick rather than small: the resolution of files would take twice as long, and so would packing tightly.
+    # Speed matters more than size: a higher resolution or a stronger compression would take twice as long.
     figure.savefig(buffer, format="png", dpi="figure", pil_kwargs={"compress_level": 1})
     plt.close(figure)
     return buffer.getvalue()
 
 
-def _jpeg(picture: np.ndarray) -> bytes:
+def to_jpeg(picture: np.ndarray) -> bytes:
+    """Encode a picture (H,W,3) uint8 RGB as JPEG."""
     return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()

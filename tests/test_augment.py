@@ -267,13 +267,13 @@ def test_mixup_draws_from_the_beta_distribution(alpha):
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_cutmix_draws_the_area_from_the_beta_distribution(alpha, monkeypatch):
-    areas, real = [], augment._rectangles
+    areas, real = [], augment.rectangles
 
     def watched(top, left, height, width, size):
         areas.append(height * width)  # with what will be cut off by the border
         return real(top, left, height, width, size)
 
-    monkeypatch.setattr(augment, "_rectangles", watched)
+    monkeypatch.setattr(augment, "rectangles", watched)
     mix(torch.zeros(8000, 1, 8, 8), torch.zeros(8000, 1), replace(NO_AUGMENT, cutmix=alpha), generator(1))
     assert_beta(areas[0], alpha)
 

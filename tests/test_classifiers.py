@@ -35,7 +35,7 @@ def test_without_networks_there_is_none_and_an_instruction(capsys):
     assert classifiers.load_classifiers("reports") == {}
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(FILES)
-    assert "notebook 06_efficientnet_ablation has not made it yet" in lines[-1]
+    assert "notebook 06_efficientnet_ablation has not trained it yet" in lines[-1]
     assert "04_baseline_cnn" in classifiers.NO_CLASSIFIER
 
 

@@ -599,7 +599,7 @@ def test_ferplus_that_cannot_be_aligned_is_refused(tmp_path, monkeypatch):
     archive = load_fer2013(write_zip(tmp_path / "archive.zip", tiny_files()))
     with pytest.raises(DataError, match=r"put row_of_file\.csv beside the data"):
         ferplus.load_ferplus(votes_csv, archive)
-    with pytest.raises(DataError, match="is no table with the columns path, row"):
+    with pytest.raises(DataError, match="is not a table with the columns path, row"):
         ferplus.load_ferplus(votes_csv, archive, votes_csv)
     plain = load_fer2013(write_zip(tmp_path / "plain.zip", tiny_files(official_names=False)))
     with pytest.raises(DataError, match=r"row_of_file\.csv lacks 42 images, such as train/"):

@@ -153,7 +153,7 @@ def train_versions(folder):
 def test_killed_in_version_4_of_5_it_resumes_there_and_ends_the_same(tmp_path, monkeypatch, capsys):
     expected = train_versions(tmp_path / "whole")
     assert capsys.readouterr().out.count("epoch ") == 15
-    real_save, saved = loop._Training.save, []
+    real_save, saved = loop.Training.save, []
 
     def save_and_die(run, path):
         real_save(run, path)
@@ -162,7 +162,7 @@ def test_killed_in_version_4_of_5_it_resumes_there_and_ends_the_same(tmp_path, m
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop._Training, "save", save_and_die)
+        patch.setattr(loop.Training, "save", save_and_die)
         train_versions(tmp_path / "killed")
     capsys.readouterr()
     resumed = train_versions(tmp_path / "killed")

@@ -227,7 +227,7 @@ def test_damaged_logits_are_refused_by_name(folder):
 def test_logits_that_are_no_numbers_are_refused_by_name(folder):
     values = np.full((1, 28, 7), np.nan)
     Predictions(values, values, (0,), tiny_faces().fingerprint).save(folder / "06_bad.npz")
-    assert "06_bad.npz has val logits that are no numbers" in problem(folder)
+    assert "06_bad.npz has val logits that are not finite" in problem(folder)
 
 
 def test_the_same_logits_count_once(folder):

@@ -118,7 +118,7 @@ def test_a_box_where_fer2013_has_it_gives_back_fer2013s_crop(name):
     ratio, below = detector.BOX_IN_CROP[name]
     side = 100 * ratio
     box = (50 - side / 2, 50 + 100 * below - side / 2, side, side)
-    assert detector._square(box, ratio, below) == pytest.approx((0, 0, 100))
+    assert detector.crop_square(box, ratio, below) == pytest.approx((0, 0, 100))
 
 
 def test_sample_faces_survive_the_way_through_photo_and_crop(finder):
@@ -169,7 +169,7 @@ def test_smoothing_follows_each_face_and_forgets_those_that_are_gone():
 
 def test_each_face_has_its_own_box_and_label(monkeypatch):
     texts = []
-    monkeypatch.setattr(photos, "_write", lambda picture, text, corner, scale: texts.append((text, corner)))
+    monkeypatch.setattr(photos, "write_text", lambda picture, text, corner, scale: texts.append((text, corner)))
     image = np.zeros((200, 640, 3), np.uint8)
     picture = photos.draw_faces(image, [a_face(10, 50), a_face(200, 60, score=0.7)], np.eye(7)[[3, 0]] * 0.8)
     assert texts == [
@@ -181,7 +181,7 @@ def test_each_face_has_its_own_box_and_label(monkeypatch):
 
 def test_without_a_detector_there_is_no_confidence(monkeypatch):
     texts = []
-    monkeypatch.setattr(photos, "_write", lambda picture, text, corner, scale: texts.append(text))
+    monkeypatch.setattr(photos, "write_text", lambda picture, text, corner, scale: texts.append(text))
     image = np.zeros((200, 300, 3), np.uint8)
     photos.draw_faces(image, detector.whole_image(image), np.eye(7)[[3]])
     photos.draw_faces(image, [a_face(10)])
@@ -190,7 +190,7 @@ def test_without_a_detector_there_is_no_confidence(monkeypatch):
 
 def test_no_face_is_said(monkeypatch):
     texts = []
-    monkeypatch.setattr(photos, "_write", lambda picture, text, corner, scale: texts.append(text))
+    monkeypatch.setattr(photos, "write_text", lambda picture, text, corner, scale: texts.append(text))
     photos.draw_faces(np.zeros((200, 300, 3), np.uint8), [])
     assert texts == ["no face"]
 
@@ -198,8 +198,8 @@ def test_no_face_is_said(monkeypatch):
 @pytest.mark.parametrize("corner", [(-50, -50), (500, 500), (100, 50)])
 def test_labels_stay_inside_the_picture(corner):
     inside, moved = np.zeros((2, 100, 200, 3), np.uint8)
-    photos._write(inside, "1 happy 80%", (50, 50), 1)
-    photos._write(moved, "1 happy 80%", corner, 1)
+    photos.write_text(inside, "1 happy 80%", (50, 50), 1)
+    photos.write_text(moved, "1 happy 80%", corner, 1)
     assert (moved > 150).sum() == (inside > 150).sum() > 100  # all of the text is there
 
 
@@ -279,7 +279,7 @@ def bomb():
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3)).astype(np.uint8))
 REFUSED = {
-    "text": (b"dear diary", "is not an image that can be read here; take one of JPEG, PNG"),
+    "text": (b"dear diary", "is not an image that can be read here; use one of JPEG, PNG"),
     "empty": (b"", "is not an image that can be read here"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image that can be read here"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image that can be read here"),
@@ -321,19 +321,19 @@ def answer_some(found_in):
 def test_video_in_annotated_video_and_table_out(tmp_path, capfd):
     source = make_video(tmp_path / "film.webm", 12)
     capfd.readouterr()
-    video, table = tmp_path / "out" / "film.webm", tmp_path / "out" / "film.csv"
+    film, table = tmp_path / "out" / "film.webm", tmp_path / "out" / "film.csv"
     shares = []
-    done = video.annotate_video(source, video, table, answer_some({2, 5}), lambda _, share: shares.append(share))
+    done = video.annotate_video(source, film, table, answer_some({2, 5}), lambda _, share: shares.append(share))
     rows = list(csv.DictReader(table.open()))
     assert capfd.readouterr().err == "", "OpenCV's chatter would stand in the notebook"
     assert done == 12 and len(shares) == 12 and shares == sorted(shares) and shares[-1] == 1
     assert [(row["frame"], row["face"]) for row in rows] == [("2", "1"), ("2", "2"), ("5", "1"), ("5", "2")]
     assert list(rows[0])[2:] == ["left", "top", "width", "height", "score", *EMOTIONS]
     assert float(rows[1]["sad"]) == 1 and float(rows[1]["left"]) == 50
-    copy = cv2.VideoCapture(str(video))
+    copy = cv2.VideoCapture(str(film))
     sizes = [frame.shape for there, frame in iter(copy.read, (False, None)) if there]
     assert sizes == [(120, 160, 3)] * 12 and copy.get(cv2.CAP_PROP_FPS) == pytest.approx(15)
-    assert sorted(path.name for path in video.parent.iterdir()) == ["film.csv", "film.webm"]
+    assert sorted(path.name for path in film.parent.iterdir()) == ["film.csv", "film.webm"]
 
 
 def test_a_long_video_needs_no_more_memory_than_a_short_one(tmp_path):
@@ -351,21 +351,21 @@ def test_a_long_video_needs_no_more_memory_than_a_short_one(tmp_path):
 
 def test_a_stopped_or_failed_video_leaves_earlier_results_and_nothing_half_written(tmp_path):
     source = make_video(tmp_path / "film.webm", 12)
-    video, table = tmp_path / "out" / "film.webm", tmp_path / "out" / "film.csv"
-    video.parent.mkdir()
-    video.write_text("earlier")
+    film, table = tmp_path / "out" / "film.webm", tmp_path / "out" / "film.csv"
+    film.parent.mkdir()
+    film.write_text("earlier")
 
     def failing(frame):
         raise RuntimeError("broken")
 
-    assert video.annotate_video(source, video, table, answer_some({1}), lambda _, share: share > 0.4) == 0
+    assert video.annotate_video(source, film, table, answer_some({1}), lambda _, share: share > 0.4) == 0
     with pytest.raises(RuntimeError, match="broken"):
-        video.annotate_video(source, video, table, failing)
-    assert [path.name for path in video.parent.iterdir()] == ["film.webm"] and video.read_text() == "earlier"
+        video.annotate_video(source, film, table, failing)
+    assert [path.name for path in film.parent.iterdir()] == ["film.webm"] and film.read_text() == "earlier"
 
 
 def test_a_video_that_cannot_be_written_is_said(tmp_path):
-    with pytest.raises(DataError, match=r"absent/a.webm cannot be written; look whether"):
+    with pytest.raises(DataError, match=r"absent/a.webm cannot be written; check the permissions"):
         video.open_video(tmp_path / "absent" / "a.webm", 15, (64, 48))
 
 

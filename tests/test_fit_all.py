@@ -99,7 +99,7 @@ def test_side_by_side_equals_alone(alone, at_once, monkeypatch):
 
     monkeypatch.setattr(loop, "STEPS_PER_TURN", 1)
     monkeypatch.setattr(loop, "open_stream", lambda device: SlowStream())
-    monkeypatch.setattr(loop._Room, "for_one_more", room)
+    monkeypatch.setattr(loop.Room, "for_one_more", room)
     runs = different_runs()
     assert [outcome(*pair) for pair in zip(runs, fit_all(runs), strict=True)] == alone
     assert max(seen) >= at_once - 1
@@ -107,7 +107,7 @@ def test_side_by_side_equals_alone(alone, at_once, monkeypatch):
 
 def test_runs_take_turns(monkeypatch, capsys):
     monkeypatch.setattr(loop, "open_stream", lambda device: SlowStream())
-    monkeypatch.setattr(loop._Room, "for_one_more", lambda self, active, ended: True)
+    monkeypatch.setattr(loop.Room, "for_one_more", lambda self, active, ended: True)
     fit_all([new_run("a"), new_run("b", seed=1)])
     lines = [line.split("/")[0] for line in capsys.readouterr().out.splitlines()]
     assert lines == [f"{name}: epoch   {epoch}" for epoch in (1, 2, 3) for name in "ab"]
@@ -174,7 +174,7 @@ class Gpu:
         self.looks += 1
         return int((self.total - self.active * self.each) * GB), int(self.total * GB)
 
-    def fill(self, room: loop._Room) -> int:
+    def fill(self, room: loop.Room) -> int:
         """Start runs as long as there is room."""
         while room.for_one_more(self.active, 0):
             self.active += 1
@@ -184,17 +184,17 @@ class Gpu:
 @pytest.mark.parametrize("total, each, fit_in", [(80, 3, loop.AT_ONCE), (8, 1, 6), (8, 2, 3), (8, 5, 1), (8, 20, 1)])
 def test_on_a_gpu_three_quarters_of_the_free_memory_decide(total, each, fit_in, monkeypatch):
     gpu = Gpu(monkeypatch, total, each)
-    assert gpu.fill(loop._Room(torch.device("cuda"), None)) == fit_in
+    assert gpu.fill(loop.Room(torch.device("cuda"), None)) == fit_in
 
 
 def test_a_number_that_is_given_overrides_the_rule(monkeypatch):
-    assert Gpu(monkeypatch, 8, 5).fill(loop._Room(torch.device("cuda"), 3)) == 3
-    assert Gpu(monkeypatch, 80, 1).fill(loop._Room(torch.device("cuda"), 9)) == 9
+    assert Gpu(monkeypatch, 8, 5).fill(loop.Room(torch.device("cuda"), 3)) == 3
+    assert Gpu(monkeypatch, 80, 1).fill(loop.Room(torch.device("cuda"), 9)) == 9
 
 
 def test_the_memory_is_looked_at_only_when_something_has_changed(monkeypatch):
     gpu = Gpu(monkeypatch, 8, 5)
-    room = loop._Room(torch.device("cuda"), None)
+    room = loop.Room(torch.device("cuda"), None)
     gpu.fill(room)
     looks = gpu.looks
     assert not any(room.for_one_more(1, 0) for _ in range(100)) and gpu.looks == looks
@@ -203,11 +203,15 @@ def test_the_memory_is_looked_at_only_when_something_has_changed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "active, advice", [(1, "suffice for batch_size 32; try 16"), (3, "3 runs at once; try at_once=2, or batch_size 32")]
+    "active, advice",
+    [
+        (1, "too little memory for batch_size 32; try batch_size 16"),
+        (3, "3 runs at once with batch_size 32; try at_once=2 or batch_size 16"),
+    ],
 )
 def test_too_little_memory_says_what_to_try(active, advice):
     def advance():
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    failure = loop._advance(SimpleNamespace(advance=advance, run=new_run("")), active)
+    failure = loop.advance(SimpleNamespace(advance=advance, run=new_run("")), active)
     assert isinstance(failure, TrainingError) and advice in str(failure)

@@ -210,7 +210,7 @@ def test_too_little_memory_is_a_sentence(device):
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(0.002)
     try:
-        with pytest.raises(TrainingError, match=r"the GPU's memory does not suffice .*batch_size 640; try 320"):
+        with pytest.raises(TrainingError, match=r"the GPU has too little memory .*; try .*batch_size 320"):
             fit(build_model("resnet18", stem="small"), TRAIN, VAL, replace(CONFIG, batch_size=640), device)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

@@ -19,9 +19,9 @@ URL = "https://weights.example.org/models/resnet18.pth"
 @pytest.fixture(autouse=True)
 def nothing_is_remembered(monkeypatch):
     monkeypatch.delenv("FER_OFFLINE", raising=False)
-    internet._ask.cache_clear()
+    internet.server_problem.cache_clear()
     yield
-    internet._ask.cache_clear()
+    internet.server_problem.cache_clear()
 
 
 @pytest.fixture

@@ -210,7 +210,7 @@ def test_without_network_there_are_no_imagenet_weights_and_it_is_said(tmp_path, 
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    internet._ask.cache_clear()
+    internet.server_problem.cache_clear()
     assert imagenet_weights("resnet18") is None
     assert "out of reach (URLError): the network starts from scratch" in capsys.readouterr().out
 

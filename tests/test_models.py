@@ -126,7 +126,7 @@ def test_unknown_attention_lists_the_known_ones():
 
 
 @pytest.mark.parametrize(
-    "attention, kind", [("none", "Identity"), ("gates", "ChannelGates"), ("shift", "ChannelShift")]
+    "attention, kind", [("none", "Identity"), ("gates", "SqueezeExcite"), ("shift", "ChannelShift")]
 )
 def test_options_reach_the_network(attention, kind):
     model = build_model("resnet18", num_classes=5, attention=attention, stem="middle")

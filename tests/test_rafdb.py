@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fer_utils.data import EMOTIONS, copies_in_train
+from fer_utils.data import EMOTIONS, FER2013, FaceDataset, copies_in_train
 from fer_utils.data.rafdb import load_rafdb
 from fer_utils.errors import DataError
 from fer_utils.report import data_note
@@ -98,6 +98,11 @@ def test_images_labels_and_splits(form, request):
         assert (np.bincount(faces.subset(split)[1]) == per_class).all()
     assert faces.form == "rafdb" and not faces.standard and "non-standard data" in " ".join(faces.notes)
     assert data_note(faces) == "RAF-DB: 161 images, not the official 15,339."
+
+
+def test_rafdb_is_a_data_set_of_faces_but_not_fer2013(original):
+    faces = load_rafdb(original)
+    assert isinstance(faces, FaceDataset) and not isinstance(faces, FER2013)
 
 
 def test_colors_are_red_green_blue_and_not_mixed_up(original):

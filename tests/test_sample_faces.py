@@ -108,7 +108,7 @@ def test_landmarks_follow_the_expression(sample):
 
 def test_mirror_keeps_left_on_the_left(sample):
     image, landmarks = sample.images[0], sample.landmarks[0]
-    mirrored, moved = sample_faces._mirror(image, landmarks)
+    mirrored, moved = sample_faces.mirror_face(image, landmarks)
     np.testing.assert_array_equal(mirrored, cv2.flip(image, 1))
     np.testing.assert_allclose(moved[:, 0], 1 - landmarks[[1, 0, 3, 2], 0], atol=1e-6)
     assert moved[0, 0] < moved[1, 0] and moved[2, 0] < moved[3, 0]
@@ -116,11 +116,11 @@ def test_mirror_keeps_left_on_the_left(sample):
 
 def test_the_picture_covers_the_whole_canvas():
     """Beyond the frame of the mesh there is no picture to draw from."""
-    sitter, rng = sample_faces._load_sitter(), np.random.default_rng(0)
+    portrait, rng = sample_faces.load_portrait(), np.random.default_rng(0)
     corners = [(x, y) for x in (0, sample_faces.CANVAS) for y in (0, sample_faces.CANVAS)]
     for _ in range(300):
-        strengths = sample_faces._draw_strengths(ARCHETYPES["surprise"], rng)
-        points, _ = sample_faces._pose(sitter, strengths, rng)
+        strengths = sample_faces.draw_strengths(ARCHETYPES["surprise"], rng)
+        points, _ = sample_faces.place_points(portrait, strengths, rng)
         hull = cv2.convexHull(points.astype(np.float32))
         assert all(cv2.pointPolygonTest(hull, corner, False) > 0 for corner in corners)
 

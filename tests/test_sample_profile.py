@@ -92,7 +92,7 @@ def test_every_table_of_sample_data_says_so():
     tables = list((REPORTS / "tables").glob("[01]*.md"))
     assert len(tables) >= 5
     for path in tables:
-        assert "Embedded sample data: for trying and testing only." in path.read_text()
+        assert "Embedded sample data: for trying out the code only." in path.read_text()
 
 
 def test_executed_notebooks_are_complete_and_name_no_folder_of_this_machine():

@@ -15,7 +15,7 @@ from helpers import toy_faces
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from fer_utils.augment import NO_AUGMENT, Augment, _beta_quantiles
+from fer_utils.augment import NO_AUGMENT, Augment, beta_quantiles
 from fer_utils.models import ARCHITECTURES, build_model
 from fer_utils.training import TrainConfig, tasks
 from fer_utils.training.loop import freeze, set_modes
@@ -53,7 +53,7 @@ OPTIONS = [
 @pytest.fixture(params=["cpu", "cuda"])
 def fake_device(request, monkeypatch):
     """Fake tensors on this device. What has no fake form on a GPU does nothing: backward and the fused updates."""
-    _beta_quantiles.cache_clear()  # neither may a real table get in, nor a fake one out
+    beta_quantiles.cache_clear()  # neither may a real table get in, nor a fake one out
     with FakeTensorMode(), warnings.catch_warnings():
         if request.param == "cuda":
             for name in ("rand", "randint", "randperm"):
@@ -63,7 +63,7 @@ def fake_device(request, monkeypatch):
                 monkeypatch.setattr(torch, name, lambda *tensors, **options: None)
             warnings.filterwarnings("ignore", message="CUDA is not available", category=UserWarning)
         yield torch.device(request.param)
-    _beta_quantiles.cache_clear()
+    beta_quantiles.cache_clear()
 
 
 def without_generator(draw):
@@ -165,7 +165,7 @@ def real_step(options: dict) -> TrainingStep:
 
 
 def everything_in(step: TrainingStep) -> list[torch.Tensor]:
-    return [tensor.clone() for tensor in step._state().values()]
+    return [tensor.clone() for tensor in step.state_tensors().values()]
 
 
 @pytest.mark.parametrize("options", [{}, {"optimizer": "adamw"}, {"momentum": 0.0}, {"ema": 0.9}, EVERYTHING], ids=str)

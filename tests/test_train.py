@@ -183,7 +183,7 @@ def test_checkpoint_of_other_data_or_another_network_is_refused(finished):
     for train_set, val_set in ((toy_faces(160, 9), VAL), (TRAIN, toy_faces(len(VAL[0]), 9))):
         with pytest.raises(TrainingError, match="data of train and val"):
             fit(new_model(), train_set, val_set, CONFIG, checkpoint=finished)
-    with pytest.raises(TrainingError, match="architecture: Small there, BaselineCNN here"):
+    with pytest.raises(TrainingError, match="network: Small there, baseline_cnn here"):
         fit(build_model("baseline_cnn"), TRAIN, VAL, CONFIG, checkpoint=finished)
 
 
@@ -240,7 +240,7 @@ def test_gpu_out_of_memory_says_which_batch_to_try(monkeypatch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("fer_utils.training.step.train_step", no_memory)
-    with pytest.raises(TrainingError, match="batch_size 32; try 16"):
+    with pytest.raises(TrainingError, match="batch_size 32; try batch_size 16"):
         fit(new_model(), TRAIN, VAL, CONFIG)
 
 

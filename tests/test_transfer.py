@@ -297,6 +297,6 @@ def test_a_gray_image_gives_vgg16_what_torchvisions_gives_for_it_in_color(cache,
 def test_without_usable_weights_training_starts_from_scratch_and_says_so(cache, capsys, content, said):
     if content is not None:
         (cache / "vgg16_bn-6c64b313.pth").write_bytes(content)
-    internet._ask.cache_clear()
+    internet.server_problem.cache_clear()
     assert imagenet_weights("vgg16_bn") is None
     assert re.search(said, capsys.readouterr().out)

@@ -178,7 +178,7 @@ def webcam(monkeypatch):
     def exchange(answer, jpeg=None):
         camera, sent = widgets.Webcam(answer), []
         monkeypatch.setattr(camera, "send", lambda content, buffers=None: sent.append((content, buffers)))
-        camera._handle_custom_msg(CONTENT, [memoryview(widgets._jpeg(FRAME) if jpeg is None else jpeg)])
+        camera._handle_custom_msg(CONTENT, [memoryview(widgets.to_jpeg(FRAME) if jpeg is None else jpeg)])
         assert len(sent) == 1, "one answer for each frame: the browser waits for it"
         return sent[0]
 

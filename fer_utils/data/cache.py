@@ -1,4 +1,4 @@
-"""A compact copy of a data set that loads in a fraction of a second."""
+"""Keep a compact copy of a data set, which loads in a fraction of a second."""
 
 import contextlib
 import hashlib
@@ -18,21 +18,21 @@ from fer_utils.paths import atomic_write
 
 
 def cached(name: str, cache_dir: Path | None, key: str, make: Callable[[], FER2013]) -> FER2013:
-    """The data set in cache_dir/name if it was saved under this key; otherwise make it and save it."""
+    """Load the data set from cache_dir/name if it was saved under this key; otherwise make it and save it."""
     path = (cache_dir or paths.DATA_DIR / "cache") / name
     dataset = _read_cache(path, key)
     if dataset is None:
         dataset = make()
-        with contextlib.suppress(OSError):  # without a cache the next load is slow, that is all
+        with contextlib.suppress(OSError):  # without a cache only the next load is slower
             _write_cache(path, key, dataset)
     return dataset
 
 
 def _read_cache(path: Path, key: str) -> FER2013 | None:
-    """Return the cached data, or None if there is none, it belongs to another state of the source, or is damaged."""
+    """Read the cached data; None if the file is missing or damaged, or has another key."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            if arrays.zip.testzip() is not None:  # compares every checksum; NumPy alone lets some damage pass
+            if arrays.zip.testzip() is not None:  # compares every checksum; NumPy alone misses some damage
                 return None
             facts = json.loads(str(arrays["facts"]))
             if facts.pop("key") != key:
@@ -59,7 +59,7 @@ def _write_cache(path: Path, key: str, dataset: FER2013) -> None:
 
 
 def source_key(path: Path) -> str:
-    """Return a cheap key of the state of a source and of the code that reads it."""
+    """Return a key of the state of a source and of the code that reads it, without reading the whole source."""
     code = Path(readers.__file__).read_bytes()
     if path.is_dir():
         files = [(name, entry.stat()) for name, entry in readers.walk_folder(path) if readers.place_of(name)]
@@ -74,7 +74,7 @@ def source_key(path: Path) -> str:
 
 
 def digest(*parts: bytes | np.ndarray) -> str:
-    """Hash of bytes and arrays, 16 hex digits."""
+    """Hash bytes and arrays; returns 16 hex digits."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(part)

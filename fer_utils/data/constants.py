@@ -1,4 +1,4 @@
-"""What is fixed about FER2013: its classes, splits, image size and official counts."""
+"""The constants of FER2013: its classes, splits, image size and official counts."""
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 SPLITS = ("train", "val", "test")

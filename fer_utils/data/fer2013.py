@@ -1,7 +1,8 @@
-"""FER2013 (Goodfellow et al. 2013, arXiv:1307.0414) as arrays: find it, load it, check it, cache it.
+"""Load FER2013 (Goodfellow et al. 2013, arXiv:1307.0414) as arrays: find it, read it, check it, cache it.
 
-35,887 gray faces of 48x48 pixels in seven classes. train, val and test are always the challenge's Training, PublicTest
-and PrivateTest. `load_data()` is what a notebook needs; without FER2013 it gives the embedded sample and says so.
+FER2013 has 35,887 gray faces of 48x48 pixels in seven classes. The splits train, val and test are always the
+challenge's Training, PublicTest and PrivateTest. A notebook calls `load_data()`; without FER2013 this returns the
+embedded sample and prints a warning.
 """
 
 import os
@@ -23,14 +24,31 @@ KAGGLE_PAGE = "https://www.kaggle.com/datasets/msambare/fer2013"
 HOW_TO_GET = f"download archive.zip from {KAGGLE_PAGE} into the project's data folder, or set FER_DATA to its path"
 
 
+def load_data(source: str | Path = "auto", cache_dir: Path | None = None) -> FER2013:
+    """Find the data (see `find_data`), load it and print what it is.
+
+    With "auto" and no data, this loads the embedded sample and prints a warning.
+    """
+    path = find_data(source)
+    dataset = load_fer2013(path, cache_dir) if path else load_sample(cache_dir)
+    counts = " / ".join(f"{len(dataset.where(split)):,} {split}" for split in SPLITS)
+    print(f"{f'FER2013 from {path.name}' if path else 'EMBEDDED SAMPLE'}: {counts} images")
+    for note in dataset.notes:
+        print(f"  note: {note}")
+    if source == "auto" and not path:
+        print(f"  NO FER2013 WAS FOUND, so this is the sample. For real results {HOW_TO_GET}.")
+    return dataset
+
+
 # --- Find -------------------------------------------------------------------------------------------------------------
 
 
 def find_data(source: str | Path = "auto") -> Path | None:
-    """Return where the data is; None means the embedded sample.
+    """Return the path of the data; None means the embedded sample.
 
-    "sample" is the sample; "auto" is $FER_DATA if set, else what lies in data/, else the sample; anything else is a
-    path. DataError if $FER_DATA or the path does not exist or holds no FER2013: nothing is ever substituted for it.
+    source: "sample" for the embedded sample, "auto", or a path. "auto" takes $FER_DATA if it is set, otherwise the
+    data in data/, otherwise the sample. DataError if $FER_DATA or the path does not exist or holds no FER2013: other
+    data never takes its place.
     """
     if source == "sample":
         return None
@@ -45,14 +63,14 @@ def _existing(source: str | Path, what: str) -> Path:
     path = project_path(source)
     if not path.exists():
         raise DataError(f"{what} {str(source)!r} does not exist; correct it, or {HOW_TO_GET}")
-    found = _search(path) if path.is_dir() else path
-    if found is None:
+    data = _search(path) if path.is_dir() else path
+    if data is None:
         raise DataError(f"{what} {str(source)!r} is a folder without FER2013; correct it, or {HOW_TO_GET}")
-    return found
+    return data
 
 
 def _search(folder: Path) -> Path | None:
-    """Look for FER2013 in a folder and in its subfolders, first by the usual names, then by content."""
+    """Look for FER2013 in a folder and its subfolders, first by the usual names, then by content."""
     if not folder.is_dir():
         return None
     subfolders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
@@ -67,7 +85,7 @@ def _search(folder: Path) -> Path | None:
 
 
 def download_fer2013() -> Path:
-    """Download msambare/fer2013 from Kaggle into data/fer2013 with kagglehub; return that folder."""
+    """Download msambare/fer2013 from Kaggle into data/fer2013 with kagglehub and return that folder."""
     target, unfinished = paths.DATA_DIR / "fer2013", paths.DATA_DIR / ".fer2013_unfinished"
     if target.exists():
         return target
@@ -86,26 +104,14 @@ def download_fer2013() -> Path:
     return target
 
 
-# --- Load -------------------------------------------------------------------------------------------------------------
-
-
-def load_data(source: str | Path = "auto", cache_dir: Path | None = None) -> FER2013:
-    """Find and load the data (see `find_data`) and print what it is; "auto" without data gives the sample, loudly."""
-    path = find_data(source)
-    dataset = load_fer2013(path, cache_dir) if path else load_sample(cache_dir)
-    counts = " / ".join(f"{len(dataset.where(split)):,} {split}" for split in SPLITS)
-    print(f"{f'FER2013 from {path.name}' if path else 'EMBEDDED SAMPLE'}: {counts} images")
-    for note in dataset.notes:
-        print(f"  note: {note}")
-    if source == "auto" and not path:
-        print(f"  NO FER2013 WAS FOUND, so this is the sample. For real results {HOW_TO_GET}.")
-    return dataset
+# --- Read and check ---------------------------------------------------------------------------------------------------
 
 
 def load_fer2013(path: str | Path, cache_dir: Path | None = None) -> FER2013:
-    """Load FER2013 from a CSV, zip or folder, told apart by content; DataError says in a sentence what is wrong.
+    """Load FER2013 from a CSV file, a zip or a folder; the content decides which it is.
 
-    The arrays are kept in `cache_dir` (default data/cache), so that the next load takes a fraction of a second.
+    The arrays are cached in `cache_dir` (default data/cache), so the next load takes a fraction of a second. DataError
+    explains what is wrong with the data in one sentence.
     """
     path = project_path(path)
     if not path.exists():
@@ -117,22 +123,8 @@ def load_fer2013(path: str | Path, cache_dir: Path | None = None) -> FER2013:
         raise DataError(f"{error.filename or path} cannot be read ({error.strerror}); check its permissions") from error
 
 
-def load_sample(cache_dir: Path | None = None) -> FER2013:
-    """Load the embedded sample: faces rendered from one photograph, for trying and testing, not for results."""
-    made_from = (sample_faces.__file__, sample_faces.MESH_FILE, sample_faces.STROKES_FILE)
-    key = digest(*(Path(file).read_bytes() for file in made_from))
-    return cached("sample.npz", cache_dir, key, _make_sample)
-
-
-def _make_sample() -> FER2013:
-    sample = sample_faces.make_sample()
-    names = np.array([f"sample {i}" for i in range(len(sample.labels))])
-    note = "rendered from one photograph, for trying and testing; its numbers say nothing about FER2013"
-    return _arrange(RawFaces(sample.images, sample.labels, sample.split, names, "sample"), (note,), standard=False)
-
-
 def _check(raw: RawFaces, where: str) -> FER2013:
-    """Refuse data that lacks a class in a split; note what differs from the official data."""
+    """Refuse data without images of some class in some split; note differences from the official data."""
     counts = {
         split: tuple(np.bincount(raw.labels[raw.split_ids == i], minlength=len(EMOTIONS)).tolist())
         for i, split in enumerate(SPLITS)
@@ -155,7 +147,22 @@ def _check(raw: RawFaces, where: str) -> FER2013:
     return _arrange(raw, tuple(notes), standard=counts == OFFICIAL_COUNTS)
 
 
+def load_sample(cache_dir: Path | None = None) -> FER2013:
+    """Load the embedded sample: faces rendered from one photograph, for tests and first steps, not for results."""
+    made_from = (sample_faces.__file__, sample_faces.MESH_FILE, sample_faces.STROKES_FILE)
+    key = digest(*(Path(file).read_bytes() for file in made_from))
+    return cached("sample.npz", cache_dir, key, _make_sample)
+
+
+def _make_sample() -> FER2013:
+    sample = sample_faces.make_sample()
+    names = np.array([f"sample {i}" for i in range(len(sample.labels))])
+    note = "rendered from one photograph, for trying out the code; its numbers say nothing about FER2013"
+    return _arrange(RawFaces(sample.images, sample.labels, sample.split, names, "sample"), (note,), standard=False)
+
+
 def _arrange(raw: RawFaces, notes: tuple[str, ...], standard: bool) -> FER2013:
+    """Order the rows train, val, test and compute the fingerprint."""
     order = np.argsort(raw.split_ids, kind="stable")
     images, labels, split_ids = raw.images[order], raw.labels[order], raw.split_ids[order]
     fingerprint = digest(images, labels, split_ids)

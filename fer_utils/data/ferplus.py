@@ -1,4 +1,4 @@
-"""FER+ (Barsoum et al. 2016, arXiv:1608.01041): ten crowd votes for each image of FER2013."""
+"""Load FER+ (Barsoum et al. 2016, arXiv:1608.01041): ten crowd votes for each image of FER2013."""
 
 import csv
 from pathlib import Path
@@ -16,7 +16,10 @@ FERPLUS_COLUMNS = (*FERPLUS_EMOTIONS, "unknown", "NF")  # NF: no face
 
 
 def find_ferplus(source: Path | None) -> tuple[Path, Path | None] | None:
-    """Look for fer2013new.csv and row_of_file.csv beside the data and in data/; (votes, row map or None), or None."""
+    """Look for fer2013new.csv and row_of_file.csv beside the data and in data/.
+
+    Returns the paths of the votes and of the row map, which may be None. Returns None if there are no votes.
+    """
     beside = [source, source.parent] if source else []
     folders = [*beside, paths.DATA_DIR]
     votes, row_map = (
@@ -27,10 +30,10 @@ def find_ferplus(source: Path | None) -> tuple[Path, Path | None] | None:
 
 
 def load_ferplus(votes_csv: Path, dataset: FER2013, row_map: Path | None = None) -> np.ndarray:
-    """Return the ten crowd votes of every face, (N,10) int64 in the order of FERPLUS_COLUMNS and of `faces`.
+    """Return the crowd votes (N,10) int64 of every face in `dataset`; columns as in FERPLUS_COLUMNS.
 
-    FER+ (Barsoum et al. 2016, arXiv:1608.01041) labels the rows of fer2013.csv. Faces from a zip or folder need
-    `row_map`, a CSV with the columns path and row that names the row of each file. DataError if they cannot be aligned.
+    FER+ labels the rows of fer2013.csv. Faces from a zip or a folder therefore need `row_map`, a CSV with the columns
+    path and row. DataError if votes and faces cannot be matched.
     """
     table = _read_columns(votes_csv, ("Usage", *FERPLUS_COLUMNS))
     rows = _official_rows(dataset, row_map)
@@ -41,7 +44,7 @@ def load_ferplus(votes_csv: Path, dataset: FER2013, row_map: Path | None = None)
 
 
 def _official_rows(dataset: FER2013, row_map: Path | None) -> np.ndarray:
-    """Return the row of fer2013.csv (N,) int64 of every face."""
+    """Return the row (N,) int64 of every face in fer2013.csv."""
     if dataset.form in ("csv", "icml_csv") and dataset.standard:
         return np.array([int(name.removeprefix("row ")) for name in dataset.names])
     if dataset.form not in ("zip", "folder"):
@@ -62,7 +65,9 @@ def _read_columns(path: Path, columns: tuple[str, ...]) -> list[list[str]]:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             return [[row[column] or "" for column in columns] for row in csv.DictReader(stream)]
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path.name} is no table with the columns {', '.join(columns)}; download it again") from error
+        raise DataError(
+            f"{path.name} is not a table with the columns {', '.join(columns)}; download it again"
+        ) from error
 
 
 def _to_ints(texts: list[str], path: Path) -> list[int]:

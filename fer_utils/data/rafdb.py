@@ -1,12 +1,11 @@
-"""RAF-DB (Li, Deng & Du 2017, "Reliable crowdsourcing ... in the wild") as arrays: color faces of 100x100 pixels.
+"""Load RAF-DB (Li, Deng & Du 2017, "Reliable crowdsourcing ... in the wild"): color faces of 100x100 pixels.
 
-It is licensed on request, for research, and not shipped. Two forms are read: the original one, with the folders
-Image/aligned and EmoLabel, and the one of class folders, DATASET/train/1 to DATASET/test/7 with two tables of labels.
-Whatever is wrong ends in a `DataError` of one sentence: what, where, how to fix.
+RAF-DB is licensed on request, for research, so the project does not include it. Two layouts can be read. The original
+one has the folders Image/aligned and EmoLabel. The other has class folders, DATASET/train/1 to DATASET/test/7, and two
+tables of labels. Every problem raises a `DataError` with one sentence: what is wrong, where, and how to fix it.
 """
 
 import csv
-import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,8 +13,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from fer_utils.data.cache import digest
 from fer_utils.data.constants import EMOTIONS, SPLITS
-from fer_utils.data.dataset import FER2013
+from fer_utils.data.dataset import FaceDataset
 from fer_utils.data.readers import IMAGE_FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_SIDE, cut_validation, is_hidden
 from fer_utils.errors import DataError
 from fer_utils.paths import project_path
@@ -23,28 +23,27 @@ from fer_utils.paths import project_path
 SIDE = 100
 CLASSES = ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral")  # numbers 1 to 7
 OFFICIAL_COUNTS = {"train": 12_271, "test": 3_068}
-LABEL_LIST = Path("EmoLabel") / "list_patition_label.txt"  # spelled like this
+LABEL_LIST = Path("EmoLabel") / "list_patition_label.txt"  # the typo is in the original
 HOW_TO_GET = "ask its authors for the basic set and give the folder that holds it"
 
 
-@dataclass(frozen=True, eq=False)
-class RafDB(FER2013):
-    """As FER2013, with the same order of classes, but images are (N,3,100,100) uint8, red, green and blue."""
+class RafDB(FaceDataset):
+    """RAF-DB: color images (N,3,100,100), with the classes in the order of FER2013. A name is the name of the file."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image that the data set names: its file, split ("train" or "test"), and position in EMOTIONS."""
+    """One image in the list of the data set."""
 
     file: Path
-    split: str
-    label: int
+    split: str  # "train" or "test"
+    label: int  # position in EMOTIONS
 
 
 def load_rafdb(path: str | Path) -> RafDB:
-    """Read RAF-DB from the folder that holds it; a tenth of every class of train becomes val.
+    """Read RAF-DB from its folder; 10 % of every class of train become val.
 
-    DataError when there is none, or when a label or an image in it cannot be used.
+    DataError if the folder holds no RAF-DB, or if a label or an image cannot be used.
     """
     root, form = find_rafdb(path)
     try:
@@ -58,7 +57,7 @@ def load_rafdb(path: str | Path) -> RafDB:
 
 
 def find_rafdb(path: str | Path) -> tuple[Path, str]:
-    """The folder of RAF-DB, `path` itself or one in it, and its form: "original" or "folders"."""
+    """Return the folder of RAF-DB, which is `path` or a folder in it, and its layout: "original" or "folders"."""
     path = project_path(path)
     if not path.exists():
         raise DataError(f"the RAF-DB path {str(path)!r} does not exist; correct it, or {HOW_TO_GET}")
@@ -76,7 +75,7 @@ def find_rafdb(path: str | Path) -> tuple[Path, str]:
 
 
 def read_label_list(root: Path) -> list[Entry]:
-    """Entries of the original form: lines such as "train_00001.jpg 5" name Image/aligned/train_00001_aligned.jpg."""
+    """List the images of the original layout: "train_00001.jpg 5" stands for Image/aligned/train_00001_aligned.jpg."""
     source = root / LABEL_LIST
     entries, seen = [], set()
     lines = source.read_text(encoding="utf-8-sig", errors="replace").splitlines()
@@ -98,11 +97,14 @@ def read_label_list(root: Path) -> list[Entry]:
 
 
 def read_class_folders(root: Path) -> list[Entry]:
-    """Entries of the form with class folders; train_labels.csv and test_labels.csv, where they are, must agree."""
+    """List the images of the layout with class folders.
+
+    If there are tables train_labels.csv and test_labels.csv, they must agree with the folders.
+    """
     base = root / "DATASET" if (root / "DATASET").is_dir() else root
     entries = []
     for split in ("train", "test"):
-        found = [
+        images = [
             Entry(file, split, label_of(folder.name, f"{folder}"))
             for folder in sorted((base / split).glob("[1-7]"))
             for file in sorted(folder.iterdir())
@@ -110,13 +112,13 @@ def read_class_folders(root: Path) -> list[Entry]:
         ]
         for place in dict.fromkeys((root, base)):
             if (place / f"{split}_labels.csv").is_file():
-                _compare(found, place / f"{split}_labels.csv")
-        entries += found
+                _compare(images, place / f"{split}_labels.csv")
+        entries += images
     return entries
 
 
 def split_of(name: str, where: str) -> str:
-    """The split that a file name begins with; DataError when it is none, or when the name leads to another folder."""
+    """Return the split with which a file name begins; DataError for any other name, or one that leaves the folder."""
     split = name.split("_")[0].lower()
     if split not in OFFICIAL_COUNTS or PurePosixPath(name).name != name or "\\" in name:
         raise DataError(f"{where} should begin with a name like train_00001.jpg or test_0001.jpg; correct the file")
@@ -124,14 +126,14 @@ def split_of(name: str, where: str) -> str:
 
 
 def label_of(text: str, where: str) -> int:
-    """A number 1 to 7 of RAF-DB as position in EMOTIONS; DataError for anything else."""
+    """Convert a RAF-DB label, 1 to 7, to its position in EMOTIONS; DataError for anything else."""
     if text not in set("1234567"):
         raise DataError(f"{where} should have a label from 1 to 7, not {text!r}; correct it or download it again")
     return EMOTIONS.index(CLASSES[int(text) - 1])
 
 
 def decode_face(file: Path) -> tuple[np.ndarray, bool]:
-    """An image file as (3,100,100) uint8, and whether it had to be converted to be that."""
+    """Decode an image file to (3,100,100) uint8; also return whether it had to be converted."""
     try:
         with file.open("rb") as stream:
             data = stream.read(MAX_IMAGE_BYTES + 1)
@@ -147,7 +149,7 @@ def decode_face(file: Path) -> tuple[np.ndarray, bool]:
         reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else error
         raise DataError(f"{file} is not a readable image ({reason}); replace it") from error
     except OSError as error:
-        if error.filename:  # the file, not what is in it
+        if error.filename:  # the file cannot be opened; its content is not the problem
             raise
         raise DataError(f"{file} is not a readable image ({error}); replace it") from error
 
@@ -160,14 +162,14 @@ def _require_files(entries: list[Entry], source: str) -> None:
         )
 
 
-def _compare(found: list[Entry], table: Path) -> None:
-    """DataError unless a table with the columns image and label names exactly these files, with these labels."""
+def _compare(images: list[Entry], table: Path) -> None:
+    """Raise DataError unless a table with the columns image and label lists exactly these files and labels."""
     with table.open(encoding="utf-8-sig", newline="", errors="replace") as stream:
         rows = list(csv.DictReader(stream))
     if not rows or not {"image", "label"} <= set(rows[0]):
         raise DataError(f"{table.name} should have the columns image and label; download it again")
     listed = {row["image"]: label_of(row["label"] or "", f"{table.name}, row {i},") for i, row in enumerate(rows, 1)}
-    here = {entry.file.name: entry.label for entry in found}
+    here = {entry.file.name: entry.label for entry in images}
     differ = sorted(name for name in {*listed, *here} if listed.get(name) != here.get(name))
     if differ:
         raise DataError(
@@ -184,7 +186,7 @@ def _require_classes(entries: list[Entry], where: Path) -> None:
 
 
 def _assemble(entries: list[Entry], images: np.ndarray, converted: int) -> RafDB:
-    """The data set in the order train, val, test, with notes on whatever is unusual about it."""
+    """Order the images train, val, test, and note everything unusual about the data."""
     labels = np.array([entry.label for entry in entries], np.int64)
     split_ids = np.array([SPLITS.index(entry.split) for entry in entries], np.int8)
     counts = {split: int((split_ids == SPLITS.index(split)).sum()) for split in OFFICIAL_COUNTS}
@@ -199,8 +201,5 @@ def _assemble(entries: list[Entry], images: np.ndarray, converted: int) -> RafDB
     split_ids = cut_validation(labels, split_ids)
     order = np.argsort(split_ids, kind="stable")
     arrays = np.ascontiguousarray(images[order]), labels[order], split_ids[order]
-    digest = hashlib.blake2b(digest_size=8)
-    for array in arrays:
-        digest.update(array)
     names = np.array([entry.file.name for entry in entries])[order]
-    return RafDB(*arrays, names, "rafdb", digest.hexdigest(), tuple(notes), standard=counts == OFFICIAL_COUNTS)
+    return RafDB(*arrays, names, "rafdb", digest(*arrays), tuple(notes), standard=counts == OFFICIAL_COUNTS)

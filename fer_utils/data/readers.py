@@ -1,7 +1,7 @@
-"""Readers of FER2013 in the forms people have: fer2013.csv, icml_face_data.csv, Kaggle's archive.zip, or its folders.
+"""Read FER2013 in all its common forms: fer2013.csv, icml_face_data.csv, Kaggle's archive.zip, or its folders.
 
-`read_source` looks at the content, not at the file extension, and returns plain arrays. Whatever is wrong with the
-source ends in a `DataError` of one sentence: what, where, how to fix.
+`read_source` looks at the content, not at the file extension, and returns plain arrays. Every problem with the source
+raises a `DataError` with one sentence: what is wrong, where, and how to fix it.
 """
 
 import csv
@@ -23,14 +23,14 @@ from fer_utils.errors import DataError
 
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
 PIXELS = IMAGE_SIZE * IMAGE_SIZE
-VAL_FRACTION = 0.1  # of train, where the source has no validation split of its own
+VAL_FRACTION = 0.1  # of train, if the source has no validation split
 VAL_SEED = 2013
 
-# Upper limits, far above the real data set, so that a hostile or wrong source cannot fill the memory.
+# Limits far above the real data set, so that a malicious or wrong source cannot fill the memory.
 MAX_TOTAL_BYTES = 2_000_000_000
 MAX_IMAGE_BYTES = 16_000_000
 MAX_IMAGE_SIDE = 4096
-MAX_LINE_BYTES = 131_072  # the csv module takes no longer field
+MAX_LINE_BYTES = 131_072  # the csv module refuses longer fields
 
 USAGES = {"training": 0, "publictest": 1, "privatetest": 2}
 SPLIT_FOLDERS = USAGES | {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
@@ -43,23 +43,24 @@ CLASS_FOLDERS = {name: label for label, name in enumerate(EMOTIONS)} | {
     "surprised": 5,
 }
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")
-DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError)  # RuntimeError: password, odd method
+# RuntimeError: the zip needs a password or an unknown compression method.
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError)
 
 
 @dataclass(frozen=True, eq=False)
 class RawFaces:
-    """What a reader found: images (N,48,48) uint8, labels (N,) int64, split_ids (N,) int8, names (N,) str."""
+    """The faces of one source, in its own order and not yet checked for completeness."""
 
-    images: np.ndarray
-    labels: np.ndarray
-    split_ids: np.ndarray
-    names: np.ndarray
-    form: str
-    notes: tuple[str, ...] = ()
+    images: np.ndarray  # (N,48,48) uint8
+    labels: np.ndarray  # (N,) int64: positions in EMOTIONS
+    split_ids: np.ndarray  # (N,) int8: positions in SPLITS
+    names: np.ndarray  # (N,) str: path or row of each image
+    form: str  # "csv", "icml_csv", "zip", "folder" or "sample"
+    notes: tuple[str, ...] = ()  # what a reader of any result should know about the data
 
 
 def read_source(path: Path) -> RawFaces:
-    """Read FER2013 from a CSV file, a zip or a folder, told apart by content."""
+    """Read FER2013 from a CSV file, a zip or a folder; the content decides which it is."""
     kind = sniff(path)
     if kind == "folder":
         return read_folder(path)
@@ -70,7 +71,7 @@ def read_source(path: Path) -> RawFaces:
 
 
 def is_fer2013(path: Path) -> bool:
-    """Whether a file or folder looks like FER2013, by its header or its folder names; nothing is decoded."""
+    """Check whether a file or folder looks like FER2013, by its header or folder names; no image is decoded."""
     try:
         kind = sniff(path)
         if kind == "folder":
@@ -86,7 +87,7 @@ def is_fer2013(path: Path) -> bool:
 
 
 def sniff(path: Path) -> str:
-    """Tell "folder", "zip" and "csv" apart by content; a DataError for what is often saved as fer2013.csv instead."""
+    """Return "folder", "zip" or "csv", judged by content; DataError for files that are often mistaken for the CSV."""
     if path.is_dir():
         return "folder"
     with path.open("rb") as stream:
@@ -111,7 +112,7 @@ def sniff(path: Path) -> str:
 def read_csv(stream: BinaryIO, where: str) -> RawFaces:
     """Read fer2013.csv or icml_face_data.csv row by row; all rows are read before a fault is reported.
 
-    `parse_row` is fast and only knows good from bad; `explain_row` then says what is wrong.
+    `parse_row` is fast and only accepts or refuses a row; `explain_row` then explains what is wrong.
     """
     lines = _capped_lines(_open_text(stream), where)
     separator, columns = find_columns(next(lines, ""), where)
@@ -149,12 +150,12 @@ def find_columns(header: str, where: str) -> tuple[str, tuple[int, int, int]]:
 
 
 def parse_row(row: list[str], columns: tuple[int, int, int]) -> tuple[np.ndarray, int, int]:
-    """Return the image (48,48) uint8, label and split id of one row; ValueError, IndexError or KeyError if bad."""
+    """Return image (48,48) uint8, label and split id of a row; ValueError, IndexError or KeyError for a bad row."""
     emotion, text, usage = (row[column] for column in columns)
     label, digits = int(emotion), text.replace(" ", "")
     if not (0 <= label < len(EMOTIONS) and digits.isascii() and digits.isdecimal()):
         raise ValueError("not a label, or not whole numbers")
-    pixels = np.fromstring(text, np.int64, sep=" ")  # 64 bits, so that 256 is seen and does not wrap around to 0
+    pixels = np.fromstring(text, np.int64, sep=" ")  # 64 bits, so that 256 is refused instead of wrapping around to 0
     if pixels.max() > 255:
         raise ValueError("out of range")
     # reshape refuses any other number of pixels
@@ -162,7 +163,7 @@ def parse_row(row: list[str], columns: tuple[int, int, int]) -> tuple[np.ndarray
 
 
 def explain_row(row: list[str], columns: tuple[int, int, int]) -> tuple[str, str]:
-    """Say what is wrong with a row that `parse_row` refused: the fault, and this row's example of it."""
+    """Explain why `parse_row` refused a row: the kind of fault, and the example in this row."""
     if len(row) <= max(columns):
         return "missing columns", f"{len(row)} instead of {max(columns) + 1}"
     emotion, text, usage = (row[column] for column in columns)
@@ -190,9 +191,9 @@ def _describe_faults(faults: dict[str, tuple[str, list[int]]], where: str, last_
     if rows == [last_row]:
         return f"{where}: row {last_row}, the last one, has {fault} ({example}); if it is cut off, download it again"
     count = "1 row has" if len(rows) == 1 else f"{len(rows):,} rows have"
-    shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    numbers = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
     return (
-        f"{where}: {count} {fault} (for example {example}): row {shown}, where row 0 is the first below the header; "
+        f"{where}: {count} {fault} (for example {example}): row {numbers}, where row 0 is the first below the header; "
         "correct the file or download it again"
     )
 
@@ -216,7 +217,7 @@ def _capped_lines(text: TextIO, where: str) -> Iterator[str]:
 
 
 def read_zip(path: Path) -> RawFaces:
-    """Read train/<class>/* and test/<class>/* from a zip (or else the CSV in it) without unpacking it to disk."""
+    """Read train/<class>/* and test/<class>/* from a zip, or the CSV in it, without unpacking it to disk."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -239,7 +240,7 @@ def read_folder(root: Path) -> RawFaces:
 
 
 def walk_folder(root: Path, depth: int = 4, prefix: str = "") -> Iterator[tuple[str, os.DirEntry]]:
-    """Yield (path relative to root, entry) of every file at most `depth` levels down; links are followed."""
+    """Yield the path relative to root and the entry of every file at most `depth` levels down; follows links."""
     for entry in os.scandir(root):
         if not entry.is_dir():
             yield prefix + entry.name, entry
@@ -248,10 +249,10 @@ def walk_folder(root: Path, depth: int = 4, prefix: str = "") -> Iterator[tuple[
 
 
 def place_of(name: str) -> tuple[int, int, str] | None:
-    """Return (split id, label, file name) of a path that ends in split/class/file; None for any other.
+    """Return split id, label and file name of a path that ends in split/class/file; None for any other path.
 
-    Kaggle's test folder holds both official test splits: a file name that begins with Training_, PublicTest_ or
-    PrivateTest_ outranks the folder.
+    Kaggle's test folder holds both PublicTest and PrivateTest. If a file name begins with Training_, PublicTest_ or
+    PrivateTest_, this name decides about the split, not the folder.
     """
     parts = _parts(name)
     if len(parts) < 3 or is_hidden(name):
@@ -263,13 +264,13 @@ def place_of(name: str) -> tuple[int, int, str] | None:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a path is one that operating systems leave behind: .DS_Store, __MACOSX/..., Thumbs.db, desktop.ini."""
+    """Check for files that operating systems leave behind: .DS_Store, __MACOSX/..., Thumbs.db, desktop.ini."""
     parts = _parts(name)
     return parts[-1].lower() in ("thumbs.db", "desktop.ini") or any(p.startswith((".", "__MACOSX")) for p in parts)
 
 
 def decode_image(data: bytes, where: str) -> tuple[np.ndarray, bool]:
-    """Return an image file as (48,48) uint8 gray levels, and whether it had to be converted to be that."""
+    """Decode an image file to (48,48) uint8 gray levels; also return whether it had to be converted."""
     try:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             if max(image.size) > MAX_IMAGE_SIDE or image.mode.startswith(("I", "F")):
@@ -283,7 +284,7 @@ def decode_image(data: bytes, where: str) -> tuple[np.ndarray, bool]:
 
 
 def cut_validation(labels: np.ndarray, split_ids: np.ndarray) -> np.ndarray:
-    """Return split_ids (N,) with 10 % of every class of train moved to val; the same choice every time."""
+    """Return split_ids (N,) after moving 10 % of every class of train to val; the same images every time."""
     split_ids = split_ids.copy()
     generator = np.random.default_rng(VAL_SEED)
     for label in range(len(EMOTIONS)):
@@ -293,13 +294,13 @@ def cut_validation(labels: np.ndarray, split_ids: np.ndarray) -> np.ndarray:
 
 
 def _read_images(names: list[str], read: Callable[[str], bytes], where: str, form: str) -> RawFaces:
-    found = _find_images(names, where)
-    images = np.empty((len(found), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    files = _find_images(names, where)
+    images = np.empty((len(files), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     converted = 0
-    for i, (*_, name) in enumerate(found):
+    for i, (*_, name) in enumerate(files):
         images[i], changed = decode_image(read(name), f"{where}/{name}")
         converted += changed
-    split_ids, labels = np.array([f[0] for f in found], np.int8), np.array([f[1] for f in found], np.int64)
+    split_ids, labels = np.array([f[0] for f in files], np.int8), np.array([f[1] for f in files], np.int64)
     notes = []
     left_out = [name for name in names if _is_in_split_folder(name) and not (place_of(name) or is_hidden(name))]
     if left_out:
@@ -311,18 +312,18 @@ def _read_images(names: list[str], read: Callable[[str], bytes], where: str, for
     if not (split_ids == 1).any():
         split_ids = cut_validation(labels, split_ids)
         notes.append("no validation split in the file or folder names: 10 % of every class of train became val")
-    return RawFaces(images, labels, split_ids, np.array([f[3] for f in found]), form, tuple(notes))
+    return RawFaces(images, labels, split_ids, np.array([f[3] for f in files]), form, tuple(notes))
 
 
 def _find_images(names: list[str], where: str) -> list[tuple[int, int, str, str]]:
-    """Return (split id, label, file name, name) of every image, in this order."""
-    found = sorted((*place, name) for name in names if (place := place_of(name)))
-    if not found:
+    """Return split id, label, file name and name of every image, sorted in this order."""
+    files = sorted((*place, name) for name in names if (place := place_of(name)))
+    if not files:
         raise DataError(f"{where} is not FER2013: it holds neither train/<class>/ and test/<class>/ nor fer2013.csv")
-    roots = sorted({"/".join(_parts(name)[:-3]) or "." for *_, name in found})
+    roots = sorted({"/".join(_parts(name)[:-3]) or "." for *_, name in files})
     if len(roots) > 1:
         raise DataError(f"{where} holds more than one data set, in {roots[0]} and {roots[1]}; keep one of them")
-    return found
+    return files
 
 
 def _is_in_split_folder(name: str) -> bool:
@@ -330,7 +331,7 @@ def _is_in_split_folder(name: str) -> bool:
 
 
 class _ZipReader:
-    """Read members of a zip, counting what really comes out: the sizes written in the zip may lie."""
+    """Reads members of a zip and counts the bytes that come out: the sizes written in the zip may be wrong."""
 
     def __init__(self, archive: zipfile.ZipFile, where: str) -> None:
         self.archive, self.where, self.total = archive, where, 0

@@ -1,13 +1,14 @@
-"""The embedded sample: about a thousand labeled 48x48 faces, made from one photograph, without network.
+"""Render the embedded sample: about a thousand labeled 48x48 faces from one photograph, without the internet.
 
-The photograph is the portrait of Rear Admiral Grace Hopper that ships inside matplotlib (`grace_hopper.jpg`, an
-official US Navy picture, in the public domain). MediaPipe's face mesh of it (Kartynnik et al. 2019) is stored in
-`assets/`, so MediaPipe itself is not needed here. Expressions are built from the action units of the Facial Action
-Coding System (Ekman & Friesen 1978): a unit moves a few groups of mesh points, the points between them follow
-smoothly, and the picture is warped triangle by triangle. Proportions, pose, light and noise differ from face to face.
+The photograph is the portrait of Rear Admiral Grace Hopper that comes with matplotlib (`grace_hopper.jpg`, an official
+US Navy picture in the public domain). `assets/` holds MediaPipe's face mesh of it (Kartynnik et al. 2019), so MediaPipe
+itself is not needed here. Expressions are built from the action units of the Facial Action Coding System (Ekman &
+Friesen 1978). A unit moves a few groups of mesh points, the points between them follow smoothly, and the picture is
+warped triangle by triangle. Proportions, pose, light and noise differ from face to face.
 
-The sample is for trying the notebooks and for tests; it says nothing about how well a model reads real faces.
-The same seed gives the same bytes on one machine; other versions of NumPy or OpenCV may differ in the last gray level.
+The sample is for tests and for a first run of the notebooks. It does not show how well a model recognizes real faces.
+On one machine the same seed gives the same bytes. With other versions of NumPy or OpenCV, pixels may differ by one gray
+level.
 """
 
 import json
@@ -22,9 +23,9 @@ from fer_utils.data.constants import IMAGE_SIZE
 from fer_utils.paths import ASSETS
 
 CANVAS = 4 * IMAGE_SIZE  # pixels of a face while it is drawn
-CORNER, CROP = np.array([89, 58]), 350  # the part of the portrait that is used: upper left corner and side, in pixels
+CORNER, CROP = np.array([89, 58]), 350  # upper left corner and side of the part of the portrait in use, in pixels
 MESH_FILE = ASSETS / "grace_hopper_mesh.csv"  # x, y, z in pixels of the portrait
-STROKES_FILE = ASSETS / "grace_hopper_strokes.json"  # what is retouched: lists of [width, corners], in the same pixels
+STROKES_FILE = ASSETS / "grace_hopper_strokes.json"  # strokes to retouch: lists of [width, corners], in the same pixels
 
 # Expression: its action units and their strength (after the prototypes of Ekman & Friesen).
 ARCHETYPES = {
@@ -34,7 +35,7 @@ ARCHETYPES = {
     "happy": {"AU6": 1.0, "AU12": 1.1, "AU25": 1.2},
     "sad": {"AU1": 1.0, "AU4": 0.3, "AU15": 1.0, "AU17": 0.4},
     "surprise": {"AU1": 1.0, "AU2": 1.0, "AU5": 1.0, "AU26": 1.0},
-    "neutral": {"AU12": 0.3},  # the lip corners of the sitter hang a little
+    "neutral": {"AU12": 0.3},  # the lip corners in the portrait hang a little
 }
 # Action unit: (group of points, outwards, downwards), in fractions of the distance between the eyes.
 ACTION_UNITS = {
@@ -68,7 +69,7 @@ GROUPS = {
     "jaw": ([149, 150, 136], [378, 379, 365]),
     "lip_corner": ([61, 76, 62, 78], [291, 306, 292, 308]),
 }
-# Rows of lip points from the midline to the last before the corner; the row where the lips meet comes first.
+# Rows of lip points, from the midline to the last point before the corner; the row where the lips meet comes first.
 LIPS = {
     "upper": (
         [[13, 82, 81, 80, 191], [12, 38, 41, 42, 183], [11, 72, 73, 74, 184], [0, 37, 39, 40, 185]],
@@ -97,44 +98,41 @@ IRIS_CENTRES, IRIS_POINTS = (468, 473), slice(468, 478)
 
 @dataclass(frozen=True)
 class SampleFaces:
-    """N faces and what is known about them.
+    """N rendered faces with their labels and landmarks."""
 
-    images (N,48,48) uint8; labels (N,) int64, the position in ARCHETYPES; split (N,) int8: 0 train, 1 val, 2 test;
-    landmarks (N,4,2) float32, x and y in [0,1] of width and height: left eye center, right eye center, left lip
-    corner, right lip corner, where left is the left side of the image.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    split: np.ndarray
+    images: np.ndarray  # (N,48,48) uint8
+    labels: np.ndarray  # (N,) int64: positions in ARCHETYPES
+    split: np.ndarray  # (N,) int8: 0 train, 1 val, 2 test
+    # (N,4,2) float32, x and y in [0,1] of width and height: left eye center, right eye center, left lip corner, right
+    # lip corner. "Left" is the left side of the image.
     landmarks: np.ndarray
 
 
 @dataclass(frozen=True)
-class _Sitter:
-    """What all faces share: the mesh, what moves it, and the layers of the picture, (H,W) float32 each."""
+class Portrait:
+    """The parts that all faces share: the mesh, its movements, and the layers of the picture, (H,W) float32 each."""
 
     mesh: np.ndarray  # (P,3) in pixels of the layers; the last rows are a frame around the head
-    eye_distance: float
-    moves: np.ndarray  # (U,2,P,2) in pixels: where each action unit takes each point, from either side of the face
-    bumps: np.ndarray  # (P,B) smooth bumps, of which random proportions are made
-    skin: np.ndarray  # gray levels, without spectacles and folds
-    folds: np.ndarray  # gray levels to be added
-    brows: np.ndarray  # in [0,1], as are the lips and the creases
-    lips: np.ndarray
-    creases: dict[str, np.ndarray]
+    eye_distance: float  # pixels
+    moves: np.ndarray  # (U,2,P,2) in pixels: how far each action unit moves each point, per side of the face
+    bumps: np.ndarray  # (P,B) smooth bumps; random sums of them vary the proportions
+    skin: np.ndarray  # gray levels without glasses and folds
+    folds: np.ndarray  # gray levels to add
+    brows: np.ndarray  # mask in [0,1]
+    lips: np.ndarray  # mask in [0,1]
+    creases: dict[str, np.ndarray]  # action unit -> mask in [0,1]
 
 
 def make_sample(n_per_class: int = 144, seed: int = 2013) -> SampleFaces:
-    """Draw `n_per_class` faces of each of the seven expressions; 144 are split into 100 train, 22 val and 22 test.
+    """Draw `n_per_class` faces of each of the seven expressions and split them; 144 give 100 train, 22 val, 22 test.
 
     Rows are ordered train, val, test, and by class inside a split. ValueError if `n_per_class` is below 4.
     """
     if n_per_class < 4:
         raise ValueError(f"n_per_class is {n_per_class}: at least 4 faces per class are needed to fill every split")
-    sitter = _load_sitter()
+    portrait = load_portrait()
     rng = np.random.default_rng(seed)
-    faces = [_draw_face(sitter, units, rng) for units in ARCHETYPES.values() for _ in range(n_per_class)]
+    faces = [_draw_face(portrait, units, rng) for units in ARCHETYPES.values() for _ in range(n_per_class)]
     held_out = round(n_per_class * 22 / 144)
     labels = np.repeat(np.arange(len(ARCHETYPES)), n_per_class)
     split = np.tile(np.repeat([0, 1, 2], [n_per_class - 2 * held_out, held_out, held_out]), len(ARCHETYPES))
@@ -143,14 +141,14 @@ def make_sample(n_per_class: int = 144, seed: int = 2013) -> SampleFaces:
     return SampleFaces(images, labels[order].astype(np.int64), split[order].astype(np.int8), landmarks)
 
 
-# ---- The sitter, once for all faces ----
+# --- The portrait, prepared once for all faces ------------------------------------------------------------------------
 
 
-def _load_sitter() -> _Sitter:
-    """Read portrait and mesh, retouch the one and rig the other.
+def load_portrait() -> Portrait:
+    """Read the portrait and its mesh; retouch the portrait and prepare the movements of the mesh.
 
-    The spectacles are painted out, so that the brows can move. So are the folds beside nose and mouth, of which a
-    relaxed face shows little, but a smile or a raised lip all.
+    The glasses are painted out so that the brows can move. The folds beside nose and mouth become a layer of their own:
+    they are faint in a relaxed face and strong when the face smiles or raises its upper lip.
     """
     strokes = json.loads(STROKES_FILE.read_text())
     face = np.loadtxt(MESH_FILE, delimiter=",", skiprows=1)[:, 1:] - [*CORNER, 0]
@@ -160,7 +158,7 @@ def _load_sitter() -> _Sitter:
     eye_distance = float(np.linalg.norm(right - left))
     bare = _paint_out(_read_portrait(), strokes["spectacles"])
     skin = _paint_out(bare, strokes["folds"])
-    return _Sitter(
+    return Portrait(
         mesh=mesh,
         eye_distance=eye_distance,
         moves=_unit_moves(points, len(face)) * eye_distance,
@@ -181,14 +179,14 @@ def _read_portrait() -> np.ndarray:
 
 
 def _frame(face: np.ndarray) -> np.ndarray:
-    """Points (24,3) on the border of the crop, level with the ears, which keep the background in its place."""
+    """Return points (24,3) on the border of the crop, as deep as the ears; they hold the background in place."""
     side = np.linspace(0, CROP, 7)
     border = np.array([(x, y) for x in side for y in side if {x, y} & {0, CROP}])
     return np.c_[border, np.full(len(border), np.percentile(face[:, 2], 95))]
 
 
 def _draw_strokes(strokes: list) -> np.ndarray:
-    """(CROP,CROP) uint8: 255 on the strokes, 0 elsewhere."""
+    """Return a mask (CROP,CROP) uint8: 255 on the strokes, 0 elsewhere."""
     mask = np.zeros((CROP, CROP), np.uint8)
     for width, corners in strokes:
         cv2.polylines(mask, [np.array(corners) - CORNER], False, 255, width)
@@ -196,7 +194,7 @@ def _draw_strokes(strokes: list) -> np.ndarray:
 
 
 def _paint_out(picture: np.ndarray, strokes: list) -> np.ndarray:
-    """Fill the strokes with what surrounds them (Telea 2004)."""
+    """Fill the strokes from the pixels around them (Telea 2004)."""
     return cv2.inpaint(picture, _draw_strokes(strokes), 3, cv2.INPAINT_TELEA)
 
 
@@ -205,14 +203,17 @@ def _soften(mask: np.ndarray, blur: float) -> np.ndarray:
 
 
 def _soft_shape(side: int, upper: np.ndarray, lower: np.ndarray, blur: float) -> np.ndarray:
-    """(side,side) float32 in [0,1]: the area between two edges (n,2) with a soft border, none where they cross."""
+    """Return a mask (side,side) float32 in [0,1] of the area between two edges (n,2); empty where they cross.
+
+    blur: standard deviation of the soft border, in pixels.
+    """
     lower = np.c_[lower[:, 0], np.maximum(upper[:, 1], lower[:, 1])]
     corners = np.round(np.vstack([upper, lower[::-1]]) * 16).astype(np.int32)  # shift=4: in sixteenths of a pixel
     return _soften(cv2.fillPoly(np.zeros((side, side), np.uint8), [corners], 255, cv2.LINE_AA, shift=4), blur)
 
 
 def _bumps(points: np.ndarray, eye_distance: float) -> np.ndarray:
-    """(P,25): the height at each point of Gaussian bumps, whose tops are a 5x5 grid around the nose."""
+    """Return the heights (P,25) of 25 Gaussian bumps at each point; their centers form a 5x5 grid around the nose."""
     steps = np.arange(-2, 3) * 0.8 * eye_distance
     tops = points[NOSE_TIP] + np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
     distance = np.linalg.norm(points[:, None] - tops, axis=-1) / (0.6 * eye_distance)
@@ -220,7 +221,7 @@ def _bumps(points: np.ndarray, eye_distance: float) -> np.ndarray:
 
 
 def _unit_moves(points: np.ndarray, n_face: int) -> np.ndarray:
-    """Way of every point per action unit and side of the face, (U,2,P,2), in fractions of the eye distance."""
+    """Return how far every action unit moves every point, per side of the face: (U,2,P,2) in eye distances."""
     follow = _follow_smoothly(_group_weights(len(points)), points, n_face)
     moves = np.zeros((len(ACTION_UNITS), 2, len(points), 2))
     for move, rows in zip(moves, ACTION_UNITS.values(), strict=True):
@@ -230,7 +231,7 @@ def _unit_moves(points: np.ndarray, n_face: int) -> np.ndarray:
 
 
 def _group_weights(n_points: int) -> dict[str, np.ndarray]:
-    """Group -> (2,P): how fully the points that an action unit takes hold of move with the group, per side."""
+    """Return for each group a (2,P) array: how strongly each of its points moves with it, per side of the face."""
     rows = [(group, side, point, 1.0) for group, sides in GROUPS.items() for side in (0, 1) for point in sides[side]]
     for lip, sides in LIPS.items():
         for side, row, k in np.ndindex(2, 4, 5):
@@ -241,43 +242,45 @@ def _group_weights(n_points: int) -> dict[str, np.ndarray]:
     for group, side, point, weight in rows:
         weights[group][side, point] = weight
     for weight in weights.values():
-        weight[:, weight.all(0)] /= 2  # the midline follows both sides, each by half
+        weight[:, weight.all(0)] /= 2  # points on the midline follow both sides, each by half
     return weights
 
 
 def _follow_smoothly(weights: dict[str, np.ndarray], points: np.ndarray, n_face: int) -> dict[str, np.ndarray]:
-    """Fill in the weights of all other points: each gets the mean of its neighbors (Laplace's equation)."""
+    """Fill in the weights of all other points: each becomes a mean of its neighbors (Laplace's equation)."""
     values = np.stack(list(weights.values()))
-    known = values.any((0, 1))
-    known[STILL] = known[n_face:] = True
+    fixed = values.any((0, 1))
+    fixed[STILL] = fixed[n_face:] = True
     a, b = Triangulation(*points.T).edges.T
     laplacian = np.zeros((len(points), len(points)))
     laplacian[a, b] = laplacian[b, a] = -1 / np.maximum(np.linalg.norm(points[a] - points[b], axis=1), 1)
     np.fill_diagonal(laplacian, -laplacian.sum(1))
-    pull = -laplacian[~known][:, known] @ values[..., known].reshape(-1, known.sum()).T
-    values[..., ~known] = np.linalg.solve(laplacian[~known][:, ~known], pull).T.reshape(len(weights), 2, -1)
+    pull = -laplacian[~fixed][:, fixed] @ values[..., fixed].reshape(-1, fixed.sum()).T
+    values[..., ~fixed] = np.linalg.solve(laplacian[~fixed][:, ~fixed], pull).T.reshape(len(weights), 2, -1)
     return dict(zip(weights, values, strict=True))
 
 
-# ---- One face ----
+# --- One face ---------------------------------------------------------------------------------------------------------
 
 
-def _draw_face(sitter: _Sitter, archetype: dict[str, float], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One face: image (48,48) uint8 and landmarks (4,2) float32."""
-    strengths = _draw_strengths(archetype, rng)
+def _draw_face(
+    portrait: Portrait, archetype: dict[str, float], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one face: image (48,48) uint8 and landmarks (4,2) float32."""
+    strengths = draw_strengths(archetype, rng)
     units = dict(zip(ACTION_UNITS, strengths.mean(1), strict=True))
-    points, eye_distance = _pose(sitter, strengths, rng)
-    canvas = _warp(_make_up(sitter, units, rng), sitter.mesh[:, :2], points)
+    points, eye_distance = place_points(portrait, strengths, rng)
+    canvas = _warp(_make_up(portrait, units, rng), portrait.mesh[:, :2], points)
     _paint_eyes(canvas, points, eye_distance)
     _paint_mouth(canvas, points, eye_distance, units)
     image = _expose(cv2.resize(canvas, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA), rng)
     eyes = [points[corners].mean(0) for corners in EYE_CORNERS]
     landmarks = np.array([*eyes, *points[LIP_CORNERS]], np.float32) / CANVAS
-    return _mirror(image, landmarks) if rng.random() < 0.5 else (image, landmarks)
+    return mirror_face(image, landmarks) if rng.random() < 0.5 else (image, landmarks)
 
 
-def _draw_strengths(archetype: dict[str, float], rng: np.random.Generator) -> np.ndarray:
-    """Strength of each action unit on either side of the face, (U,2): the archetype's, varied, and traces of others."""
+def draw_strengths(archetype: dict[str, float], rng: np.random.Generator) -> np.ndarray:
+    """Draw the strength (U,2) of each action unit per side: the archetype's with variation, and traces of others."""
     typical = np.array([[archetype.get(unit, 0.0)] for unit in ACTION_UNITS])
     n = len(typical)
     varied = 1 + 0.15 * rng.standard_normal((n, 1)) + 0.06 * rng.standard_normal((n, 2))
@@ -285,33 +288,33 @@ def _draw_strengths(archetype: dict[str, float], rng: np.random.Generator) -> np
     return np.clip(typical * rng.uniform(0.5, 1.2) * varied + traces, 0, 1.5)
 
 
-def _pose(sitter: _Sitter, strengths: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Where the mesh points (P,2) are on the canvas, and the distance between the eyes there."""
-    moved = sitter.mesh.copy()
-    moved[:, :2] += np.einsum("us,uspd->pd", strengths, sitter.moves)
-    moved[:, :2] += sitter.bumps @ rng.normal(0, 0.035 * sitter.eye_distance, (sitter.bumps.shape[1], 2))
+def place_points(portrait: Portrait, strengths: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Place the mesh points (P,2) on the canvas; also return the distance between the eyes there, in pixels."""
+    moved = portrait.mesh.copy()
+    moved[:, :2] += np.einsum("us,uspd->pd", strengths, portrait.moves)
+    moved[:, :2] += portrait.bumps @ rng.normal(0, 0.035 * portrait.eye_distance, (portrait.bumps.shape[1], 2))
     face = moved[: IRIS_POINTS.start]
     turn, _ = cv2.Rodrigues(np.radians(rng.normal(0, [4, 6, 5])))
     turned = ((moved - (face.min(0) + face.max(0)) / 2) @ turn.T)[:, :2]
-    # a tight crop, as of a face detector: from the hairline to the chin
+    # A tight crop, from the hairline to the chin, as a face detector gives it.
     zoom = CANVAS / (0.97 * np.ptp(face[:, 1])) * rng.normal(1, [0.05, 0.04])
-    return turned * zoom + CANVAS * (0.5 + rng.normal(0, 0.02, 2)), sitter.eye_distance * zoom[0]
+    return turned * zoom + CANVAS * (0.5 + rng.normal(0, 0.02, 2)), portrait.eye_distance * zoom[0]
 
 
-def _make_up(sitter: _Sitter, units: dict[str, float], rng: np.random.Generator) -> np.ndarray:
-    """The portrait (H,W) with the folds and creases of the expression, and brows and lips of a random darkness."""
+def _make_up(portrait: Portrait, units: dict[str, float], rng: np.random.Generator) -> np.ndarray:
+    """Return the portrait (H,W) with the folds and creases of the expression, and randomly darkened brows and lips."""
     fold = min(1, 0.3 + 0.7 * max(units["AU9"], units["AU10"], units["AU12"])) * rng.uniform(0.7, 1)
-    creases = sum(np.float32(35 * units[unit]) * crease for unit, crease in sitter.creases.items())
-    skin = sitter.skin + np.float32(fold) * sitter.folds - creases
+    creases = sum(np.float32(35 * units[unit]) * crease for unit, crease in portrait.creases.items())
+    skin = portrait.skin + np.float32(fold) * portrait.folds - creases
     brows, lips = rng.uniform([0.3, 0.1], [0.6, 0.3]).astype(np.float32)
-    return skin * (1 - brows * sitter.brows) * (1 - lips * sitter.lips)
+    return skin * (1 - brows * portrait.brows) * (1 - lips * portrait.lips)
 
 
 def _warp(picture: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Move the picture's points (P,2) to their targets on the canvas, and every triangle between them along."""
+    """Move the points (P,2) of the picture to their targets on the canvas, together with the triangles between them."""
     source, target = (np.delete(points, IRIS_POINTS, axis=0) for points in (source, target))  # lids may cover an iris
     mesh = Triangulation(*target.T)
-    y, x = np.mgrid[1.5:CANVAS:3, 1.5:CANVAS:3]  # a map of every third pixel is fine enough, and nine times as fast
+    y, x = np.mgrid[1.5:CANVAS:3, 1.5:CANVAS:3]  # every third pixel is fine enough and nine times as fast
     triangle = mesh.get_trifinder()(x, y)
     planes = np.stack([mesh.calculate_plane_coefficients(column) for column in source.T])  # (2,T,3)
     a, b, c = planes[:, triangle].transpose(3, 1, 2, 0)
@@ -324,7 +327,7 @@ def _blend(canvas: np.ndarray, paint: np.ndarray, mask: np.ndarray) -> None:
 
 
 def _paint_eyes(canvas: np.ndarray, points: np.ndarray, eye_distance: float) -> None:
-    """Draw eyeballs between the lids: warping alone would stretch the iris when the lids part."""
+    """Draw the eyeballs between the lids: warping alone would stretch the iris of a wide-open eye."""
     for (upper, lower), iris in zip(EYES, IRIS_CENTRES, strict=True):
         top, bottom = points[upper], points[lower]
         middle = (points[iris] + (top.mean(0) + bottom.mean(0)) / 2) / 2
@@ -335,7 +338,7 @@ def _paint_eyes(canvas: np.ndarray, points: np.ndarray, eye_distance: float) -> 
 
 
 def _paint_mouth(canvas: np.ndarray, points: np.ndarray, eye_distance: float, units: dict[str, float]) -> None:
-    """Draw the dark inside of an open mouth, and the upper teeth where the lips are drawn apart."""
+    """Draw the dark inside of an open mouth, and the upper teeth when the lips are stretched."""
     top, bottom = points[MOUTH[0]], points[MOUTH[1]]
     length = 0.1 * eye_distance * min(1, units["AU12"] + 0.7 * units["AU20"])
     teeth = top + np.outer(np.sin(np.linspace(0, np.pi, len(top))) ** 0.5, [0, length])
@@ -345,7 +348,7 @@ def _paint_mouth(canvas: np.ndarray, points: np.ndarray, eye_distance: float, un
 
 
 def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Light from one side, blur, contrast, brightness and noise of a camera: (48,48) uint8."""
+    """Apply side light, blur, contrast, brightness and camera noise; returns (48,48) uint8."""
     x = np.linspace(-1, 1, IMAGE_SIZE)
     light = 1 + rng.normal(0, 0.15) * x + rng.normal(0, 0.1) * x[:, None]
     image = cv2.GaussianBlur(image * light, (0, 0), rng.uniform(0.2, 0.5))
@@ -354,7 +357,7 @@ def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.round(image), 0, 255).astype(np.uint8)
 
 
-def _mirror(image: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Swap left and right, of the image and of what the landmarks are called."""
+def mirror_face(image: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mirror the image and its landmarks; left and right landmarks change places."""
     flipped = landmarks * np.float32([-1, 1]) + np.float32([1, 0])
     return image[:, ::-1], flipped[[1, 0, 3, 2]]

@@ -1,4 +1,4 @@
-"""The networks: one module per architecture. build_model makes a classifier by name."""
+"""The networks, one module per architecture. `build_model` builds a network from its spec or name."""
 
 from fer_utils.models.build import ARCHITECTURES, build_model, describe, make_spec
 

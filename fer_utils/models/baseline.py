@@ -1,17 +1,18 @@
-"""The LeNet-style baseline CNN."""
+"""A LeNet-style CNN, the baseline."""
 
 import torch
 from torch import nn
 
 
 class BaselineCNN(nn.Module):
-    """LeNet-style network: three blocks of 3x3 convolution, ReLU and 2x2 max-pooling, then two dense layers.
+    """Three blocks of 3x3 convolution, ReLU and 2x2 max-pooling, then two dense layers.
 
-    After LeCun et al. 1998 ("Gradient-based learning applied to document recognition"), with ReLU and dropout.
+    The design follows LeNet (LeCun et al. 1998, "Gradient-based learning applied to document recognition"), with ReLU
+    and dropout.
     """
 
     def __init__(self, num_classes: int = 7) -> None:
-        """num_classes: width of the last layer."""
+        """num_classes: number of outputs."""
         super().__init__()
         blocks = []
         for channels_in, channels_out in [(1, 32), (32, 64), (64, 128)]:
@@ -27,5 +28,6 @@ class BaselineCNN(nn.Module):
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N,1,48,48) float -> (N,num_classes) logits."""
-        return self.classifier(self.features(images))
+        """Map images (N,1,48,48) float to logits (N,num_classes)."""
+        features = self.features(images)  # (N,128,6,6)
+        return self.classifier(features)  # (N,num_classes)

@@ -1,6 +1,6 @@
-"""Which network something is: a spec, {"name": ..., "options": {...}}, and the network that it describes.
+"""Build networks from a spec: {"name": ..., "options": {...}}.
 
-A spec holds names and numbers only. It is saved with weights and predictions, so that build_model can make the same
+A spec holds only names and numbers. It is saved with weights and predictions, so that `build_model` can build the same
 network again.
 """
 
@@ -25,15 +25,15 @@ ARCHITECTURES = {
     "local_global": LocalGlobalNet,
     "landmark_net": LandmarkNet,
 }
-NOT_IN_A_SPEC = ("imagenet", "landmarks")  # weights and networks to start from, which a spec cannot hold
+NOT_IN_A_SPEC = ("imagenet", "landmarks")  # initial weights and networks: a spec holds only names and numbers
 
 Spec = dict[str, object]
 
 
 def make_spec(name: str, **options: object) -> Spec:
-    """A complete spec: what is not given among the options has the architecture's default.
+    """Make a complete spec; options that are not given get the defaults of the architecture.
 
-    ValueError lists the architectures, or the options of this one.
+    ValueError for an unknown architecture or option lists the known ones.
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"there is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
@@ -51,14 +51,14 @@ def build_model(
     landmarks: nn.Module | None = None,
     **options: object,
 ) -> nn.Module:
-    """A new network, initialized at random; it keeps its complete spec in its attribute `spec`.
+    """Build a new network with random weights; its attribute `spec` is the complete spec.
 
-    spec: a spec, or the name of an architecture, for which `options` may be given: build_model("resnet18",
-    stem="middle"). imagenet: weights to start from, see pretrained.imagenet_weights. landmarks: the trained network
-    that a "local_global" with regions "landmarks" follows. ValueError says what is not known.
+    spec: a spec, or the name of an architecture with `options`, such as build_model("resnet18", stem="middle").
+    imagenet: weights to start from, see pretrained.imagenet_weights. landmarks: a trained LandmarkNet, which
+    "local_global" needs for regions "landmarks". ValueError for an unknown architecture or option.
     """
-    name, known = (spec, {}) if isinstance(spec, str) else (spec["name"], spec["options"])
-    complete = make_spec(name, **known | options)
+    name, spec_options = (spec, {}) if isinstance(spec, str) else (spec["name"], spec["options"])
+    complete = make_spec(name, **spec_options | options)
     start = {"imagenet": imagenet, "landmarks": landmarks}
     model = ARCHITECTURES[name](**complete["options"], **{k: v for k, v in start.items() if v is not None})
     model.spec = complete
@@ -66,7 +66,7 @@ def build_model(
 
 
 def describe(spec: Mapping[str, object]) -> str:
-    """A spec in a few words, such as "resnet18, stem middle": the options that differ from the defaults."""
+    """Describe a spec in a few words, by the options that differ from the defaults: "resnet18, stem middle"."""
     defaults = make_spec(spec["name"])["options"]
     changed = [f"{key} {value}" for key, value in spec["options"].items() if value != defaults.get(key)]
     return ", ".join([spec["name"], *changed])

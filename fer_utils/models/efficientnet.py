@@ -1,4 +1,4 @@
-"""EfficientNet-B0 for one channel."""
+"""EfficientNet-B0 for gray images."""
 
 import torch
 from torch import nn
@@ -6,19 +6,20 @@ from torchvision.models import efficientnet_b0
 
 
 class EfficientNetB0(nn.Module):
-    """EfficientNet-B0 (Tan & Le 2019, arXiv:1905.11946) for one channel.
+    """EfficientNet-B0 (Tan & Le 2019, arXiv:1905.11946) for gray images.
 
-    Made for 224x224 pixels, it halves an image five times: 48 pixels end as 2x2.
+    The network was designed for 224x224 pixels and halves an image five times: 48x48 pixels become 2x2.
     """
 
-    stems = ("imagenet", "small")  # stride of the first convolution: 2 or 1
+    stems = ("imagenet", "small")  # the first convolution has stride 2 or 1
 
     def __init__(
         self, num_classes: int = 7, stem: str = "imagenet", imagenet: dict[str, torch.Tensor] | None = None
     ) -> None:
-        """stem: one of `stems`; ValueError lists them. imagenet: from imagenet_weights("efficientnet_b0"), else random.
+        """stem: one of `stems`; ValueError lists them.
 
-        The kernels of the ImageNet stem are summed over red, green and blue.
+        imagenet: weights from imagenet_weights("efficientnet_b0"); None: random. The kernels of the first ImageNet
+        convolution are summed over red, green and blue.
         """
         super().__init__()
         if stem not in self.stems:
@@ -41,5 +42,6 @@ class EfficientNetB0(nn.Module):
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N,1,48,48) float -> (N,num_classes) logits."""
-        return self.head(self.backbone(images))
+        """Map images (N,1,48,48) float to logits (N,num_classes)."""
+        features = self.backbone(images)  # (N,1280,2,2), or (N,1280,3,3) with the small stem
+        return self.head(features)  # (N,num_classes)

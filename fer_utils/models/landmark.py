@@ -1,4 +1,4 @@
-"""The network that finds four landmarks."""
+"""A network that predicts four landmarks of a face."""
 
 import torch
 from torch import nn
@@ -8,11 +8,11 @@ from fer_utils.models.vgg import vgg16_backbone
 
 
 class LandmarkNet(nn.Module):
-    """Finds the four landmarks: a backbone, then dense layers 512-256-8 with dropout of 0.3.
+    """A backbone, then dense layers 512-256-8 with dropout of 0.3, which predict four landmarks.
 
-    The last layer is linear. It answers in pixels from the middle of the image, which are numbers of the size that
-    layers are initialized for. A sigmoid would confine the points to the image, but an augmented face may have an eye
-    outside it, and a sigmoid learns ever more slowly towards its ends.
+    The last layer is linear and predicts pixels from the center of the image, which suits the usual initialization.
+    A sigmoid would keep the points inside the image, but an augmented face may have an eye outside it, and the gradient
+    of a sigmoid vanishes toward its ends.
     """
 
     outputs = ("left_eye", "right_eye", "left_lip_corner", "right_lip_corner")  # landmarks.POINTS, without MediaPipe
@@ -23,9 +23,9 @@ class LandmarkNet(nn.Module):
         stem: str = "imagenet",
         imagenet: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """backbone: "resnet18" or "vgg16"; stem: of the ResNet18, see resnet.STEMS. imagenet: weights to start from.
+        """backbone: "resnet18" or "vgg16"; ValueError for any other.
 
-        ValueError when there is no such backbone or stem.
+        stem: of the ResNet18, a key of resnet.STEMS. imagenet: weights to start from; None: random.
         """
         super().__init__()
         if backbone not in ("resnet18", "vgg16"):
@@ -34,5 +34,7 @@ class LandmarkNet(nn.Module):
         self.head = resnet18_head(2 * len(self.outputs))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N,1,48,48) float -> (N,4,2): x and y of each point, as fractions of width and height."""
-        return 0.5 + self.head(self.backbone(images)).float().unflatten(1, (-1, 2)) / 48  # bf16 near 0.5: 0.1 pixels
+        """Map images (N,1,48,48) float to points (N,4,2): x and y as fractions of width and height."""
+        features = self.backbone(images)  # (N,512,h,w)
+        pixels = self.head(features).float()  # (N,8); in float32, because bf16 near 0.5 is only exact to 0.1 pixels
+        return 0.5 + pixels.unflatten(1, (-1, 2)) / 48  # (N,4,2)

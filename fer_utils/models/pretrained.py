@@ -1,4 +1,4 @@
-"""ImageNet weights, where they are within reach."""
+"""Load ImageNet weights, if they are available."""
 
 import pickle
 from http.client import HTTPException
@@ -11,10 +11,10 @@ from fer_utils.internet import why_out_of_reach
 
 
 def imagenet_weights(name: str) -> dict[str, torch.Tensor] | None:
-    """ImageNet weights of one of torchvision's networks, from torch's cache or the internet; None when out of reach.
+    """Load the ImageNet weights of a torchvision network from torch's cache or the internet; None if unavailable.
 
-    name: as torchvision has it, e.g. "resnet18". Says in a printed sentence which it is. Without a network it answers
-    within seconds, with the environment variable FER_OFFLINE=1 at once.
+    name: torchvision's name of the network, e.g. "resnet18". Prints one line about the outcome. Without an internet
+    connection this takes a few seconds at most; with the environment variable FER_OFFLINE=1 it does not try.
     """
     weights = get_model_weights(name).IMAGENET1K_V1
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name

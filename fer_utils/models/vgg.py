@@ -1,4 +1,4 @@
-"""VGG16 with batch norm for 48x48 images."""
+"""VGG16 with batch norm for gray images of 48x48 pixels."""
 
 from collections import OrderedDict
 
@@ -9,9 +9,9 @@ from fer_utils.models.resnet import resnet18_head
 
 
 def vgg16_backbone(imagenet: dict[str, torch.Tensor] | None = None) -> nn.Sequential:
-    """VGG16 (Simonyan & Zisserman 2015, arXiv:1409.1556) with batch norm, for one channel: block1 to block5.
+    """Build the five blocks of VGG16 (Simonyan & Zisserman 2015, arXiv:1409.1556) with batch norm, for gray images.
 
-    The last feature map of 48x48 pixels is (N,512,1,1). imagenet: of imagenet_weights("vgg16_bn"), else random.
+    48x48 pixels become a feature map (N,512,1,1). imagenet: weights from imagenet_weights("vgg16_bn"); None: random.
     """
     blocks, channels = OrderedDict(), 1
     for number, (width, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)], 1):
@@ -24,16 +24,17 @@ def vgg16_backbone(imagenet: dict[str, torch.Tensor] | None = None) -> nn.Sequen
             channels = width
         blocks[f"block{number}"] = nn.Sequential(*layers, nn.MaxPool2d(2))
     if imagenet is not None:
-        in_a_row = nn.Sequential(*(layer for block in blocks.values() for layer in block))  # torchvision's "features"
+        flat = nn.Sequential(*(layer for block in blocks.values() for layer in block))  # like torchvision's "features"
         weights = {k.removeprefix("features."): v for k, v in imagenet.items() if k.startswith("features.")}
-        in_a_row.load_state_dict(weights | {"0.weight": weights["0.weight"].sum(1, keepdim=True)})
+        first = weights["0.weight"].sum(1, keepdim=True)  # (64,3,3,3) -> (64,1,3,3)
+        flat.load_state_dict(weights | {"0.weight": first})
     return nn.Sequential(blocks)
 
 
 class VGG16(nn.Module):
-    """VGG16 with batch norm for emotions: a backbone, then the head of ResNet18.
+    """A VGG16 backbone with batch norm, then the head of ResNet18.
 
-    The original's three dense layers of 4,096 are made for 7x7 positions. Here one position is left.
+    The original has three dense layers of 4,096 features for 7x7 positions. Here only one position is left.
     """
 
     def __init__(self, num_classes: int = 7, imagenet: dict[str, torch.Tensor] | None = None) -> None:
@@ -43,5 +44,6 @@ class VGG16(nn.Module):
         self.head = resnet18_head(num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N,1,48,48) float -> (N,num_classes) logits."""
-        return self.head(self.backbone(images))
+        """Map images (N,1,48,48) float to logits (N,num_classes)."""
+        features = self.backbone(images)  # (N,512,1,1)
+        return self.head(features)  # (N,num_classes)

@@ -1,4 +1,4 @@
-"""Weights of trained models on disk: written whole, read back safely, refused when they do not fit."""
+"""Save and load the weights of trained models; weights that do not fit a model are refused."""
 
 import json
 import os
@@ -16,29 +16,33 @@ from fer_utils.models.build import build_model
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the weights of a trained model with its spec and what its outputs mean, for load_weights and load_model."""
+    """Write the weights of a trained model with its spec and the names of its outputs.
+
+    load_weights and load_model read such a file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".tmp")
-    torch.save({**_identity(model), "weights": model.state_dict()}, fresh)
-    os.replace(fresh, path)
+    unfinished = path.with_suffix(".tmp")
+    torch.save({**_identity(model), "weights": model.state_dict()}, unfinished)
+    os.replace(unfinished, path)
 
 
 def save_compact(model: nn.Module, path: Path) -> None:
-    """Write the weights in half precision as safetensors, at half the size, for load_classifier.
+    """Write the weights in half precision as safetensors, half the size of save_weights.
 
-    Such a file holds numbers and nothing that could run, and other programs can read it (Hugging Face's format).
+    Such a file (Hugging Face's format) holds only numbers, no code, and many programs can read it. load_model and
+    load_classifier read it here.
     """
     weights = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh, about = path.with_suffix(".tmp"), {k: json.dumps(v) for k, v in _identity(model).items()}
-    save_file({name: t.contiguous() for name, t in weights.items()}, fresh, metadata=about)
-    os.replace(fresh, path)
+    unfinished, about = path.with_suffix(".tmp"), {k: json.dumps(v) for k, v in _identity(model).items()}
+    save_file({name: t.contiguous() for name, t in weights.items()}, unfinished, metadata=about)
+    os.replace(unfinished, path)
 
 
 def load_model(path: str | Path) -> nn.Module:
-    """The model in a file of save_weights or save_compact, built from its spec, in evaluation mode.
+    """Load a model from a file of save_weights or save_compact; it is built from its spec, in evaluation mode.
 
-    Raises TrainingError when the file is missing or damaged, or holds a network that cannot be built from a spec alone.
+    Raises TrainingError if the file is missing or damaged, or if the network cannot be built from its spec alone.
     """
     state = _read_weights(path)
     try:
@@ -49,7 +53,7 @@ def load_model(path: str | Path) -> nn.Module:
 
 
 def load_classifier(path: str | Path) -> nn.Module:
-    """As load_model; TrainingError when it does not answer with the seven emotions."""
+    """Load a model like load_model; TrainingError if it does not classify the seven emotions."""
     model = load_model(path)
     if hasattr(model, "outputs"):
         raise TrainingError(f"{path} holds a {model.spec['name']}, which is not a classifier of emotions")
@@ -57,9 +61,9 @@ def load_classifier(path: str | Path) -> nn.Module:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Put saved weights into a model of the same spec, and set it to evaluation mode.
+    """Load saved weights into a model of the same spec and set it to evaluation mode.
 
-    Raises TrainingError when the file is missing, damaged, or of another spec or class order.
+    Raises TrainingError if the file is missing or damaged, or has another spec or class order.
     """
     return _fill(model, _read_weights(path), path)
 
@@ -71,25 +75,25 @@ def _fill(model: nn.Module, state: dict, path: str | Path) -> nn.Module:
 
 
 def load_backbone(model: nn.Module, path: str | Path) -> nn.Module:
-    """Let a model start from the trained backbone of another, as save_weights wrote it; its head stays as it is.
+    """Load the backbone of another trained model, as save_weights wrote it; the head stays as it is.
 
-    Both must have a backbone under that name, with the same stem and tensors. Raises TrainingError when they do not, or
-    when the file is missing or damaged.
+    Both models need a submodule "backbone" with the same stem and tensors. Raises TrainingError if they differ, or if
+    the file is missing or damaged.
     """
     state = _read_weights(path)
     there, here = _backbone(state["weights"]), _backbone(model.state_dict())
     if not there or not here:
         where = path if not there else f"this {type(model).__name__}"
-        raise TrainingError(f'there is no "backbone" in {where}; both networks must be made of a backbone and a head')
+        raise TrainingError(f'there is no "backbone" in {where}; both networks need a backbone and a head')
     expected = {"stem": _stem(_identity(model)["spec"])} | _shapes(here)
-    found = {"stem": _stem(state["spec"])} | _shapes(there)
-    require_same(expected, found, path)
+    actual = {"stem": _stem(state["spec"])} | _shapes(there)
+    require_same(expected, actual, path)
     model.load_state_dict(there, strict=False)
     return model
 
 
 def _stem(spec: dict) -> object:
-    """The stem of a network; the shapes of tensors alone do not tell all stems apart."""
+    """Return the stem of a network: some stems have tensors of the same shapes."""
     return spec["options"].get("stem", "imagenet")
 
 
@@ -102,7 +106,7 @@ def _backbone(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _read_weights(path: str | Path) -> dict:
-    """What save_weights or save_compact wrote; TrainingError when the file is missing or damaged."""
+    """Read a file of save_weights or save_compact; TrainingError if it is missing or damaged."""
     path = Path(path)
     state = (_read_compact if path.suffix == ".safetensors" else read_torch_file)(path) if path.exists() else None
     if not isinstance(state, dict) or not state.keys() >= {"spec", "classes", "weights"}:
@@ -111,9 +115,9 @@ def _read_weights(path: str | Path) -> dict:
 
 
 def read_torch_file(path: Path) -> dict | None:
-    """A file of torch.save; None, and a printed line, when it is damaged.
+    """Read a file of torch.save; if it is damaged, print a line and return None.
 
-    weights_only refuses pickles that would run code: such a file counts as damaged.
+    weights_only refuses pickles that contain code; such a file counts as damaged.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -123,10 +127,10 @@ def read_torch_file(path: Path) -> dict | None:
 
 
 def _read_compact(path: Path) -> dict | None:
-    """A file of save_compact, in single precision again; None, and a printed line, when it is damaged."""
+    """Read a file of save_compact in single precision; if it is damaged, print a line and return None."""
     try:
         with safe_open(path, "pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             about = {key: json.loads(file.metadata()[key]) for key in ("spec", "classes")}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         print(f"{path.name} cannot be read ({type(error).__name__}) and is ignored", flush=True)
@@ -135,12 +139,12 @@ def _read_compact(path: Path) -> dict | None:
 
 
 def signature(model: nn.Module) -> dict:
-    """What must agree before weights are put into a model: its spec, what its outputs mean, and all shapes; flat."""
+    """Return all that must agree before weights are loaded into a model: spec, outputs and shapes, in a flat dict."""
     return _signature({**_identity(model), "weights": model.state_dict()})
 
 
 def _identity(model: nn.Module) -> dict:
-    """What is saved with weights: the spec and what the outputs mean."""
+    """Return what is saved along with weights: the spec and the names of the outputs."""
     spec = getattr(model, "spec", {"name": type(model).__name__, "options": {}})
     return {"spec": spec, "classes": list(getattr(model, "outputs", EMOTIONS))}
 
@@ -150,9 +154,9 @@ def _signature(state: dict) -> dict:
     return {"network": spec["name"], **spec["options"], "classes": list(state["classes"]), **_shapes(state["weights"])}
 
 
-def require_same(expected: dict, found: dict, path: str | Path) -> None:
-    """Raise TrainingError with the first differences between two flat descriptions."""
-    keys = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
+def require_same(expected: dict, actual: dict, path: str | Path) -> None:
+    """Raise TrainingError, with the first three differences, unless two flat dicts are equal."""
+    keys = [key for key in {**expected, **actual} if expected.get(key) != actual.get(key)]
     if keys:
-        differences = "; ".join(f"{key}: {found.get(key)} there, {expected.get(key)} here" for key in keys[:3])
+        differences = "; ".join(f"{key}: {actual.get(key)} there, {expected.get(key)} here" for key in keys[:3])
         raise TrainingError(f"{path} belongs to another run ({differences}); delete it or use its settings")

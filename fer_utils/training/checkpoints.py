@@ -1,4 +1,4 @@
-"""The state of a training run on disk: written whole, with the state before it as a spare, read back safely."""
+"""Save and load the state of a training run; the checkpoint before the newest one is kept as a spare."""
 
 import hashlib
 import os
@@ -11,31 +11,31 @@ from fer_utils.training.config import TrainConfig
 
 
 def checkpoint_file(folder: Path, label: str, config: TrainConfig, fingerprint: str) -> Path:
-    """Where a run keeps its checkpoint: the name changes with the settings and the data, so runs never mix.
+    """Return the checkpoint file of a run; its name depends on settings and data, so runs cannot be mixed up.
 
-    label: what distinguishes models, e.g. "baseline_cnn". fingerprint: of the data (FER2013.fingerprint).
+    label: name of the model, e.g. "baseline_cnn". fingerprint: of the data (FaceDataset.fingerprint).
     """
     digest = hashlib.sha256(f"{config}{fingerprint}".encode()).hexdigest()[:10]
     return folder / f"{label}-seed{config.seed}-{digest}.pt"
 
 
 def write_checkpoint(state: dict, path: Path) -> None:
-    """Write the state of a run; the one before it stays beside it as *.previous, should this one be damaged."""
+    """Write the state of a run; the previous checkpoint is kept as *.previous in case this one gets damaged."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".tmp")
-    torch.save(state, fresh)
+    unfinished = path.with_suffix(".tmp")
+    torch.save(state, unfinished)
     if path.exists():
         os.replace(path, _previous(path))
-    os.replace(fresh, path)
+    os.replace(unfinished, path)
 
 
 def drop_previous(path: Path) -> None:
-    """Remove the state before the newest one, once training is complete: checkpoints are large."""
+    """Remove the previous checkpoint once training is complete, because checkpoints are large."""
     _previous(path).unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict | None:
-    """The newest readable checkpoint: `path`, else the one saved before it; None when there is neither."""
+    """Read the newest readable checkpoint: `path`, or else the previous one; None if there is neither."""
     existing = [candidate for candidate in (path, _previous(path)) if candidate.exists()]
     return next((state for state in map(read_torch_file, existing) if state is not None), None)
 

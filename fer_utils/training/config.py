@@ -1,4 +1,4 @@
-"""The settings of a training run: every option of the one training loop, checked before it starts."""
+"""The settings of a training run, checked when they are made."""
 
 from dataclasses import dataclass, field
 
@@ -14,57 +14,42 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides the outcome of a training run, apart from the model and the data.
+    """Everything that decides the outcome of a training run, apart from the model and the data."""
 
-    optimizer: "sgd" with Nesterov momentum, or "adamw" (Loshchilov & Hutter 2019, arXiv:1711.05101). weight_decay acts
-    on weights of convolutions and dense layers only; decay_all: on biases and norms as well.
-
-    lr is the highest learning rate. schedule: "one_cycle" (Smith & Topin 2017, arXiv:1708.07120) rises in a straight
-    line from lr * warmup_from during the first `warmup` of all steps, then falls along half a cosine to lr * final;
-    "cosine" (Loshchilov & Hutter 2017, arXiv:1608.03983) only falls; "plateau" multiplies lr by plateau_factor whenever
-    the loss on val has not improved for more than plateau_patience epochs.
-
-    lr_factors: pairs (name of a module, factor by which its learning rate is multiplied). For a module inside another,
-    the longer name counts; for all that is not named, the factor is 1. Small factors for early layers keep what they
-    have learned elsewhere (discriminative fine-tuning: Howard & Ruder 2018, arXiv:1801.06146). 0 freezes: weights and
-    the statistics of norms stay as they are, and dropout is off.
-
-    clip: largest norm of the gradient of all weights together (Pascanu et al. 2013, arXiv:1211.5063); 0: no limit.
-    ema: decay per step of a moving average of the weights, reached gradually, which is what is judged on val and kept
-    (Polyak & Juditsky 1992); 0: off. patience: stop after this many epochs without a better one on val; 0: never.
-
-    For classifiers: label_smoothing and focal_gamma as in tasks.cross_entropy; class_weights "balanced": as in
-    tasks.balanced_weights.
-
-    precision: "fp32", "bf16", or "auto": as train.choose_precision says.
-    """
-
-    epochs: int = 24
-    batch_size: int = 128
-    optimizer: str = "sgd"
-    lr: float = 0.05
+    epochs: int = 24  # passes over the training images
+    batch_size: int = 128  # images per step
+    optimizer: str = "sgd"  # "sgd" with Nesterov momentum, or "adamw" (Loshchilov & Hutter 2019, arXiv:1711.05101)
+    lr: float = 0.05  # highest learning rate
+    # Factors on lr as pairs (name of a module, factor); 1 for all other modules, and a longer name has priority. 0
+    # freezes a module: weights and norm statistics stay, dropout is off. Small factors for early layers preserve
+    # pretrained features (discriminative fine-tuning: Howard & Ruder 2018, arXiv:1801.06146).
     lr_factors: tuple[tuple[str, float], ...] = ()
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    decay_all: bool = False
+    momentum: float = 0.9  # of SGD
+    weight_decay: float = 5e-4  # on the weights of convolutions and dense layers
+    decay_all: bool = False  # whether weight_decay also applies to biases and norms
+    # "one_cycle" (Smith & Topin 2017, arXiv:1708.07120): linear warm-up, then half a cosine down.
+    # "cosine" (Loshchilov & Hutter 2017, arXiv:1608.03983): half a cosine down, without warm-up.
+    # "plateau": lr is multiplied by plateau_factor each time the loss on val stops improving.
     schedule: str = "one_cycle"
-    warmup: float = 0.15
-    warmup_from: float = 0.04
-    final: float = 0.0
-    plateau_factor: float = 0.1
-    plateau_patience: int = 3
-    clip: float = 0.0
+    warmup: float = 0.15  # one_cycle: share of all steps in the warm-up
+    warmup_from: float = 0.04  # one_cycle: start of the warm-up, as a factor on lr
+    final: float = 0.0  # one_cycle and cosine: end of the schedule, as a factor on lr
+    plateau_factor: float = 0.1  # plateau: factor on lr at each plateau
+    plateau_patience: int = 3  # plateau: epochs without a lower loss on val that are tolerated
+    clip: float = 0.0  # largest norm of the whole gradient (Pascanu et al. 2013, arXiv:1211.5063); 0: no limit
+    # Decay per step of a moving average of the weights, reached gradually; the average is validated and kept (Polyak &
+    # Juditsky 1992). 0: off.
     ema: float = 0.0
-    patience: int = 0
-    label_smoothing: float = 0.1
-    focal_gamma: float = 0.0
-    class_weights: str = "none"
-    augment: Augment = field(default_factory=Augment)
-    precision: str = "auto"
-    seed: int = 0
+    patience: int = 0  # early stopping: epochs without a better metric on val before training ends; 0: never
+    label_smoothing: float = 0.1  # classifiers only, see tasks.cross_entropy
+    focal_gamma: float = 0.0  # classifiers only, see tasks.cross_entropy
+    class_weights: str = "none"  # classifiers only: "none", or "balanced", see tasks.balanced_weights
+    augment: Augment = field(default_factory=Augment)  # strengths of the augmentation
+    precision: str = "auto"  # "fp32", "bf16", or "auto", see device.choose_precision
+    seed: int = 0  # of initial weights, order, dropout and augmentation
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot train: ValueError names the field."""
+        """Refuse values that make no sense; ValueError names the field."""
         for name, least in {"epochs": 1, "batch_size": 1, "patience": 0, "plateau_patience": 0, "seed": 0}.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -1,6 +1,6 @@
-"""One training loop for all networks: data on the device, batched augmentation, resumable to the epoch.
+"""The training loop for all networks: data on the device, batched augmentation, resumable after every epoch.
 
-The whole data set is 83 MB as uint8, so it is copied to the device once and every batch is cut from it there.
+All of FER2013 takes 83 MB as uint8, so it is copied to the device once and batches are cut from it there.
 """
 
 import copy
@@ -9,7 +9,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -25,63 +25,20 @@ from fer_utils.training import cluster
 from fer_utils.training.checkpoints import drop_previous, read_checkpoint, write_checkpoint
 from fer_utils.training.config import TrainConfig
 from fer_utils.training.optim import build_optimizer, learning_rate, lr_factor
+from fer_utils.training.run import FitResult, Run
 from fer_utils.training.step import TrainingStep
 from fer_utils.training.streams import open_stream
 from fer_utils.training.tasks import Task, balanced_weights, classification
 
-AT_ONCE = 6  # runs side by side on a GPU: as many as there are seeds to compare two methods
-STEPS_PER_TURN = 4  # to change over to another run takes a tenth of a millisecond
-DEADLINE = "FER_DEADLINE"  # environment variable: when runs that have a checkpoint stop, in seconds since the epoch
-LEAST_STEPS = 300  # to capture a step takes 1-3 s on a GPU, and saves some 10 ms each time it is replayed
-SAVE_SECONDS = 30  # between two checkpoints on a GPU, where an epoch may take less than writing one
+AT_ONCE = 6  # runs side by side on a GPU: one for each of the six seeds that a comparison of two methods needs
+STEPS_PER_TURN = 4  # steps before the next run gets its turn; switching takes a tenth of a millisecond
+DEADLINE = "FER_DEADLINE"  # environment variable: Unix time in seconds at which runs with a checkpoint stop
+LEAST_STEPS = 300  # capturing a step takes 1-3 s on a GPU and saves about 10 ms per step: fewer steps do not pay off
+SAVE_SECONDS = 30  # least time between two checkpoints on a GPU, where an epoch may take less time than a checkpoint
 
 
 class OutOfTime(TrainingError):
-    """The time given to training is up: it has stopped after an epoch, and its checkpoint is there to go on from."""
-
-
-@dataclass
-class FitResult:
-    """What training gave. The model of the run itself holds the weights of its best epoch on val.
-
-    The training columns of the history are measured while learning, with augmentation and dropout on; both losses
-    include label smoothing. For other tasks, their metric stands in the place of "accuracy".
-    """
-
-    history: pd.DataFrame  # a row per epoch: epoch, lr, train_loss, train_accuracy, val_loss, val_accuracy, seconds
-    precision: str  # "fp32" or "bf16": what was used
-    task: Task  # what was learned
-
-    @property
-    def best_epoch(self) -> int:
-        """The epoch with the best measure on val, counted from 1; the first of several equal ones."""
-        return 1 + self.task.best(self.history[f"val_{self.task.metric}"])
-
-    @property
-    def train_seconds(self) -> float:
-        """Seconds spent on training batches in all epochs, without validation."""
-        return float(self.history.seconds.sum())
-
-
-@dataclass
-class Run:
-    """One training run: a network, what it learns from, and how. `fit_all` takes several.
-
-    A set of data is images (N,48,48) or (N,3,H,W) uint8, and targets (N,...): labels (N,) int64, or what else the task
-    asks for, such as shares of the classes (N,7) float32. Runs that are given the same arrays share them on the device.
-
-    A run that resumes from its checkpoint ends with the same weights as an uninterrupted one, bit for bit on the same
-    CPU. Checkpoints are written after every epoch, on a GPU at most every SAVE_SECONDS and at the end.
-    """
-
-    model: nn.Module  # is trained in place, and ends with the weights of its best epoch on val
-    train: tuple[np.ndarray, np.ndarray]
-    val: tuple[np.ndarray, np.ndarray]
-    config: TrainConfig
-    checkpoint: Path | None = None  # file to save to, and to resume from
-    task: Task | None = None  # what is learned; None: to classify, with the loss that config describes
-    on_epoch: Callable[[dict], bool | None] | None = None  # called with each row of the history; True ends training
-    name: str = ""  # stands before its lines of progress
+    """Training reached its deadline and stopped after an epoch; it can resume from its checkpoint."""
 
 
 def fit(
@@ -94,42 +51,41 @@ def fit(
     on_epoch: Callable[[dict], bool | None] | None = None,
     task: Task | None = None,
 ) -> FitResult:
-    """Train a network and leave the weights of its best epoch on val in it; the arguments are those of `Run`.
+    """Train a network, which ends with the weights of its best epoch on val; the arguments are those of `Run`.
 
-    Raises TrainingError when the loss is no longer finite, when the GPU's memory does not suffice, or when the
-    checkpoint belongs to another run.
+    Raises TrainingError if the loss is not finite, the GPU runs out of memory, or the checkpoint belongs to another
+    run.
     """
     return fit_all([Run(model, train, val, config, checkpoint, task, on_epoch)], device)[0]
 
 
 def fit_all(runs: Sequence[Run], device: torch.device | str = "cpu", at_once: int | None = None) -> list[FitResult]:
-    """Train several networks; returns their results in the order of the runs.
+    """Train several networks and return their results in the order of the runs.
 
-    On a CPU they are trained one after another, on a GPU side by side. at_once: how many at most; None: AT_ONCE, and no
-    more than fit into three quarters of the free memory if each takes as much as the running ones do (the rest is for
-    validation). What a run learns does not depend on the others, but its seconds do: they are those of the clock, on a
-    GPU that is shared.
+    On a CPU the runs train one after another, on a GPU side by side. at_once: the most runs side by side; None: up to
+    AT_ONCE, as long as they fit into three quarters of the free memory (validation needs the rest). The weights of a
+    run do not depend on the other runs. Its seconds do, because they are wall-clock time on a shared GPU.
 
-    A run that fails ends alone: its reason is printed, the others go on. At the end the first reason is raised as
-    TrainingError (see `fit`); what the others have learned is in their models and checkpoints.
+    If a run fails, the reason is printed and the other runs go on. At the end the first failure is raised as
+    TrainingError (see `fit`); the other runs keep their trained models and checkpoints.
 
-    Where FER_RAY is set, a Ray cluster trains them (cluster.py), one on each GPU: at_once then has no effect. Runs with
-    an on_epoch are still trained here.
+    If FER_RAY is set, a Ray cluster trains the runs, one per GPU (cluster.py), and at_once has no effect. Runs with
+    on_epoch are still trained here.
     """
     device = torch.device(device)
     if cluster.can_take(runs):
-        return cluster.fit_all(runs, device)
-    arrays, room = _ArraysOnDevice(device), _Room(device, at_once)
+        return cluster.fit_all(runs, device, fit_all)
+    arrays, room = ArraysOnDevice(device), Room(device, at_once)
     waiting = deque(enumerate(runs))
-    active: dict[int, _Training] = {}
+    active: dict[int, Training] = {}
     ended: dict[int, FitResult | TrainingError] = {}
     try:
         while waiting or active:
             if waiting and room.for_one_more(len(active), len(ended)):
                 position, run = waiting.popleft()
-                active[position] = _Training(run, device, arrays, prefix=f"{run.name}: " if run.name else "")
+                active[position] = Training(run, device, arrays, prefix=f"{run.name}: " if run.name else "")
             for position, training in list(active.items()):
-                outcome = _advance(training, len(active))
+                outcome = advance(training, len(active))
                 if outcome is not None:
                     ended[position] = outcome
                     active.pop(position).close()
@@ -144,94 +100,80 @@ def fit_all(runs: Sequence[Run], device: torch.device | str = "cpu", at_once: in
     return [ended[position] for position in range(len(runs))]
 
 
-def _advance(training: "_Training", active: int) -> FitResult | TrainingError | None:
-    """Let a run queue its next step: None, or how it has ended. active: the number of runs that share the device."""
+def advance(training: "Training", active: int) -> FitResult | TrainingError | None:
+    """Let a run queue its next work. Returns its result or its error once it has ended, None before.
+
+    active: number of runs that share the device.
+    """
     try:
         return training.advance()
     except TrainingError as error:
         return error
     except torch.cuda.OutOfMemoryError as error:
-        fewer = f"for {active} runs at once; try at_once={active - 1}, or " if active > 1 else "for "
         size = training.run.config.batch_size
-        failure = TrainingError(f"the GPU's memory does not suffice {fewer}batch_size {size}; try {max(1, size // 2)}")
+        runs, fewer = (f"{active} runs at once with ", f"at_once={active - 1} or ") if active > 1 else ("", "")
+        advice = f"try {fewer}batch_size {max(1, size // 2)}"
+        failure = TrainingError(f"the GPU has too little memory for {runs}batch_size {size}; {advice}")
         failure.__cause__ = error
         return failure
 
 
-class _Room:
-    """Whether a device has room for one more run."""
+class Room:
+    """Decides whether a device has room for one more run."""
 
     def __init__(self, device: torch.device, at_once: int | None) -> None:
+        """at_once: the most runs side by side; None: decided by the free memory."""
         self.device, self.at_once = device, at_once
         self.free_at_first = self._free()
-        self.asked: tuple[int, int] | None = None
+        self.last_counts: tuple[int, int] | None = None  # active and ended runs at the last check
 
     def _free(self) -> int:
-        """Bytes that are free on the GPU."""
+        """Return the free bytes on the GPU."""
         if self.device.type == "cpu":
             return 0
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self.device)[0]
 
     def for_one_more(self, active: int, ended: int) -> bool:
-        """Asked again in the same situation, it says no without looking: to look at the memory takes time."""
+        """Check for room, given the numbers of active and ended runs.
+
+        If neither number has changed since the last call, the answer is no: reading the free memory takes time.
+        """
         if active == 0 or self.device.type == "cpu":
             return active == 0
         if self.at_once is not None or active >= AT_ONCE:
             return active < (self.at_once or AT_ONCE)
-        if self.asked == (active, ended):
+        if self.last_counts == (active, ended):
             return False
-        self.asked = active, ended
+        self.last_counts = active, ended
         used_by_each = (self.free_at_first - self._free()) / active
         return (active + 1) * used_by_each <= 0.75 * self.free_at_first
 
 
-class _ArraysOnDevice:
-    """Arrays as tensors on the device, and their checksums; the same array, used by several runs, is copied once."""
+class ArraysOnDevice:
+    """Copies arrays to the device and computes their checksums; an array that several runs share is copied once."""
 
     def __init__(self, device: torch.device) -> None:
+        """device: where the tensors go."""
         self.device = device
-        self.known: dict[int, tuple[np.ndarray, torch.Tensor, int]] = {}
+        self.copies: dict[int, tuple[np.ndarray, torch.Tensor, int]] = {}  # the array stays, so that its id stays valid
 
     def __call__(self, array: np.ndarray) -> tuple[torch.Tensor, int]:
-        if id(array) not in self.known:
+        """Return the tensor on the device and the checksum of the array."""
+        if id(array) not in self.copies:
             tensor = torch.as_tensor(array).to(self.device)
-            self.known[id(array)] = array, tensor, zlib.crc32(np.ascontiguousarray(array))
-        return self.known[id(array)][1:]
-
-
-def seed_runs(
-    build: Callable[[], nn.Module],
-    train: tuple[np.ndarray, np.ndarray],
-    val: tuple[np.ndarray, np.ndarray],
-    config: TrainConfig,
-    seeds: Sequence[int],
-    checkpoint: Callable[[TrainConfig], Path] | None = None,
-    task: Task | None = None,
-    name: str = "",
-) -> list[Run]:
-    """A run of one config for each seed, which decides initial weights, order, dropout and augmentation.
-
-    build: makes a new model, which does not depend on the seeds before it. checkpoint: gives the file of each run by
-    its config. The rest as in `Run`; the name is followed by the seed.
-    """
-    runs = []
-    for seed in seeds:
-        set_seed(seed)
-        model, own = build(), replace(config, seed=seed)
-        file = checkpoint(own) if checkpoint else None
-        runs.append(Run(model, train, val, own, file, task, name=f"{name}, seed {seed}" if name else f"seed {seed}"))
-    return runs
+            self.copies[id(array)] = array, tensor, zlib.crc32(np.ascontiguousarray(array))
+        return self.copies[id(array)][1:]
 
 
 def _classification(config: TrainConfig, labels: np.ndarray, device: torch.device) -> Task:
-    """The task that a config describes; class weights come from the training labels."""
+    """Make the classification task that a config describes; class weights come from the training labels."""
     weights = balanced_weights(np.asarray(labels)).to(device) if config.class_weights == "balanced" else None
     return classification(config.label_smoothing, config.focal_gamma, weights)
 
 
 def freeze(model: nn.Module, config: TrainConfig) -> list[nn.Parameter]:
-    """Spare the gradients of what config.lr_factors freezes; returns these parameters, to be freed afterwards."""
+    """Switch off gradients of the parameters that config.lr_factors freezes; returns them, to be unfrozen later."""
     named = model.named_parameters()
     frozen = [parameter for name, parameter in named if parameter.requires_grad and not lr_factor(name, config)]
     for parameter in frozen:
@@ -240,18 +182,18 @@ def freeze(model: nn.Module, config: TrainConfig) -> list[nn.Parameter]:
 
 
 def set_modes(model: nn.Module, config: TrainConfig) -> None:
-    """Training mode, but for what is frozen: its norms keep their statistics, and its dropout is off."""
+    """Set training mode, except for frozen modules: their norms keep their statistics, and their dropout is off."""
     model.train()
     for name, module in model.named_modules():
         if not lr_factor(name, config):
             module.training = False
 
 
-class _Training:
-    """A run in progress: what changes while it learns, and what a checkpoint therefore holds."""
+class Training:
+    """A run in progress: the state that changes during training, which is also the content of a checkpoint."""
 
-    def __init__(self, run: Run, device: torch.device, arrays: _ArraysOnDevice, prefix: str) -> None:
-        """arrays: where to find the data on the device. prefix: of every line of progress."""
+    def __init__(self, run: Run, device: torch.device, arrays: ArraysOnDevice, prefix: str) -> None:
+        """arrays: copies data to the device. prefix: printed before every line of progress."""
         self.run, self.model, self.config, self.prefix = run, run.model, run.config, prefix
         self.task = run.task or _classification(run.config, run.train[1], device)
         self.device, self.arrays = device, arrays
@@ -262,12 +204,12 @@ class _Training:
         self._work = self._train()
 
     def advance(self) -> FitResult | None:
-        """Queue the next piece of work; the result once the run has ended."""
+        """Queue the next piece of work; returns the result once the run has ended, None before."""
         with self.stream.active():
             return next(self._work)
 
     def close(self) -> None:
-        """Leave the model as it is found everywhere else, and give memory back."""
+        """Unfreeze the model and free the memory of the run."""
         self._work.close()
         self.stream.close()
         for parameter in self.frozen:
@@ -275,7 +217,7 @@ class _Training:
         self.model.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
 
     def _train(self) -> Iterator[FitResult | None]:
-        """The whole training. Yields None whenever the device has work, so that others get a turn; then the result."""
+        """Train from the first epoch to the last. Yields None when other runs may take a turn, finally the result."""
         self._prepare()
         started, seconds = time.time(), 0.0
         while not self.finished():
@@ -294,7 +236,7 @@ class _Training:
         yield FitResult(pd.DataFrame(self.history), self.precision, self.task)
 
     def _prepare(self) -> None:
-        """Everything before the first epoch: seeds, optimizer, the state of an earlier attempt, the step."""
+        """Prepare the first epoch: seed, optimizer, checkpoint of an earlier attempt, training step."""
         (images, a), (targets, b), (self.val_images, c), (self.val_targets, d) = (
             self.arrays(array) for array in (*self.run.train, *self.run.val)
         )
@@ -307,8 +249,8 @@ class _Training:
         about = {"task": self.task.name, "data of train and val": [a, b, c, d]}
         self.identity = signature(self.model) | asdict(self.config) | about
         if not self.resume(self.run.checkpoint):
-            wanted = self.config.precision
-            self.precision = choose_precision(self.model, self.device) if wanted == "auto" else wanted
+            choice = self.config.precision
+            self.precision = choose_precision(self.model, self.device) if choice == "auto" else choice
         self.saved_epoch, self.saved_at = len(self.history), time.monotonic()
         self.step = TrainingStep(
             self.model,
@@ -324,7 +266,7 @@ class _Training:
         self.next_step: Callable[[], None] | None = None
 
     def _epoch(self) -> Iterator[None]:
-        """Train for an epoch, validate, and return the row of the history; TrainingError when a loss is not finite."""
+        """Train for one epoch, validate, and return the row of the history; TrainingError if a loss is not finite."""
         epoch, val_losses = len(self.history), [row["val_loss"] for row in self.history]
         set_modes(self.model, self.config)
         self.step.begin_epoch(epoch, val_losses)
@@ -339,13 +281,13 @@ class _Training:
         end = self.stream.record_event()
         val_loss, val_metric = self._validate()
         validated = self.stream.record_event()
-        while not self.stream.is_done(validated):  # the numbers of an epoch are read once they are there
+        while not self.stream.is_done(validated):  # reading a number before it is ready would make other runs wait
             yield
-        losses = self.step.losses.cpu()
+        losses = self.step.losses.cpu()  # (steps,)
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
             raise self._not_finite(losses[bad[0]], f"at step {int(bad[0]) + 1} of")
-        if not torch.isfinite(val_loss):  # the last step has spoilt the weights
+        if not torch.isfinite(val_loss):  # the last step has ruined the weights
             raise self._not_finite(val_loss, "on val after")
         last, total = (n * self.step.steps for n in (epoch + 1, self.config.epochs))
         return {
@@ -360,9 +302,9 @@ class _Training:
 
     @torch.inference_mode()
     def _validate(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss () and mean metric () on val, on the device.
+        """Compute loss () and mean metric () on val, as tensors on the device.
 
-        On a GPU in the precision of training: in fp32 it would take as long as a good part of an epoch.
+        A GPU validates in the precision of training: fp32 would take a large share of the time of an epoch.
         """
         on_cpu = self.device.type == "cpu"
         batch_size, precision = (512, "fp32") if on_cpu else (2048, self.precision)
@@ -371,34 +313,34 @@ class _Training:
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model that is validated and kept: the average if there is one."""
+        """The model that is validated and kept: the EMA model if there is one."""
         return self.model if self.ema_model is None else self.ema_model
 
     @property
     def best_epoch(self) -> int:
-        """The epoch with the best measure on val so far, counted from 1."""
+        """The epoch with the best metric on val so far, counted from 1."""
         return 1 + self.task.best([row[f"val_{self.task.metric}"] for row in self.history])
 
     def finished(self) -> bool:
-        """Whether all epochs are done, or none of the last `patience` was the best."""
+        """Check whether all epochs are done, or the last `patience` epochs brought no improvement."""
         epochs, patience = len(self.history), self.config.patience
         return epochs >= self.config.epochs or bool(patience and epochs and epochs - self.best_epoch >= patience)
 
     def add(self, row: dict) -> None:
-        """Append an epoch to the history; keep its weights, on the device, if it is the best on val so far."""
+        """Append an epoch to the history; keep its weights on the device if it is the best on val so far."""
         self.history.append(row)
         if self.best_epoch == len(self.history):
             self.best_weights = {k: v.detach().clone() for k, v in self.eval_model.state_dict().items()}
 
     def _stop_in_time(self, end: float) -> None:
-        """Raise OutOfTime if an epoch that ends then is too late, and a checkpoint keeps what has been learned."""
+        """Save and raise OutOfTime if another epoch, which would end at time `end`, would miss the deadline."""
         if self.run.checkpoint and end > float(os.environ.get(DEADLINE, "inf")):
             self._save_if_due(at_end=True)
             done = f"after epoch {len(self.history)} of {self.config.epochs}"
-            raise OutOfTime(f"stopped {done}, because the time is up; run it again, and it goes on from there")
+            raise OutOfTime(f"stopped {done}, because the time is up; run it again to continue from there")
 
     def _save_if_due(self, at_end: bool = False) -> None:
-        """Write the checkpoint if there is something new; on a GPU if the last one is old enough, or at the end."""
+        """Write a checkpoint after a new epoch; on a GPU only if the last one is old enough, or at the end."""
         is_new = len(self.history) > self.saved_epoch
         is_due = self.device.type == "cpu" or at_end or time.monotonic() - self.saved_at >= SAVE_SECONDS
         if self.run.checkpoint and is_new and is_due:
@@ -421,17 +363,17 @@ class _Training:
         write_checkpoint(state, path)
 
     def resume(self, path: Path | None) -> bool:
-        """Continue from a checkpoint if there is a whole one; False when there is none."""
+        """Continue from a checkpoint; returns False if there is no readable one."""
         state = read_checkpoint(path) if path else None
         if state is None:
             return False
         require_same(self.identity, state.get("identity", {}), path)
         there = "cpu" if state["cuda_rng"] is None else "cuda"
-        require_same({"device": self.device.type}, {"device": there}, path)  # random numbers differ
+        require_same({"device": self.device.type}, {"device": there}, path)  # CPU and GPU draw other random numbers
         self.model.load_state_dict(state["weights"])
         if self.ema_model is not None:
             self.ema_model.load_state_dict(state["averaged"])
-        settings = self.optimizer.state_dict()["param_groups"]  # they come from the config
+        settings = self.optimizer.state_dict()["param_groups"]  # the config sets them, not the checkpoint
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": settings})
         self.generator.set_state(state["generator"])
         self.stream.set_rng_state(state)
@@ -440,7 +382,7 @@ class _Training:
         return True
 
     def _not_finite(self, loss: torch.Tensor, where: str) -> TrainingError:
-        """What to raise for a loss () that is NaN or infinite."""
+        """Make the error for a loss () that is NaN or infinite."""
         kept = (
             f"; the checkpoint of epoch {self.saved_epoch} is kept" if self.run.checkpoint and self.saved_epoch else ""
         )
@@ -451,6 +393,7 @@ class _Training:
 
 
 def _progress_line(history: list[dict], epochs: int, task: Task) -> str:
+    """Summarize the last epoch in one line, with an estimate of the time left."""
     row, done = history[-1], len(history)
     left = (epochs - done) * np.mean([r["seconds"] for r in history])
     left_text = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"

@@ -1,4 +1,4 @@
-"""How weights change: the optimizer, and its learning rate at every step."""
+"""The optimizer, and the learning rate at every step."""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from fer_utils.training.config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW; weight decay leaves biases and norms alone unless config.decay_all.
+    """Build SGD with Nesterov momentum, or AdamW.
 
-    Those have one dimension, weights have two or more. Decay keeps weights small, but a norm that follows undoes their
-    size, and biases are few: there is nothing to gain (He et al. 2019, "Bag of tricks", arXiv:1812.01187).
+    Without config.decay_all, weight decay applies only to the weights of convolutions and dense layers, which have two
+    or more dimensions; decaying biases and norms brings nothing (He et al. 2019, "Bag of tricks", arXiv:1812.01187).
 
-    Each group of parameters has its "lr_factor", as config.lr_factors says; what is frozen is in none. ValueError when
-    a name there is none of a module.
+    Each group of parameters has an "lr_factor" from config.lr_factors. Frozen parameters are in no group. ValueError if
+    config.lr_factors names an unknown module.
     """
     unknown = {name for name, _ in config.lr_factors} - {name for name, _ in model.named_modules()}
     if unknown:
@@ -33,20 +33,22 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     ]
     if config.optimizer == "adamw":
         on_gpu = any(parameter.is_cuda for parameter in model.parameters())
-        return torch.optim.AdamW(groups, lr=config.lr, fused=True, capturable=on_gpu)  # the step may be captured
+        # capturable: the training step may become part of a CUDA graph.
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True, capturable=on_gpu)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 
 def lr_factor(name: str, config: TrainConfig) -> float:
-    """By what the learning rate of a module or parameter is multiplied: see TrainConfig.lr_factors."""
+    """Return the factor on the learning rate of a module or parameter, see TrainConfig.lr_factors."""
     fitting = [(len(module), factor) for module, factor in config.lr_factors if f"{name}.".startswith(f"{module}.")]
     return max(fitting)[1] if fitting else 1.0
 
 
 def learning_rate(step: int, total_steps: int, val_losses: Sequence[float], config: TrainConfig) -> float:
-    """Learning rate of one step (0-based), a function of nothing else: so it resumes like it began.
+    """Return the learning rate of a step, counted from 0.
 
-    val_losses: of the epochs so far; only "plateau" looks at them.
+    It depends only on these arguments, so a resumed run continues the same schedule. val_losses: of the epochs so far;
+    only "plateau" uses them.
     """
     if config.schedule == "plateau":
         return config.lr * config.plateau_factor ** count_plateaus(val_losses, config.plateau_patience)
@@ -58,7 +60,7 @@ def learning_rate(step: int, total_steps: int, val_losses: Sequence[float], conf
 
 
 def ema_weight(step: int, config: TrainConfig) -> float:
-    """By what share of the way the averaged weights follow those of the model after step 0, 1, ...
+    """Return the weight of the newest model in the moving average after a step, counted from 0: 1 minus the decay.
 
     The decay grows from 0.1 to config.ema, so that the average soon forgets the random start.
     """
@@ -66,9 +68,9 @@ def ema_weight(step: int, config: TrainConfig) -> float:
 
 
 def count_plateaus(val_losses: Sequence[float], patience: int) -> int:
-    """How often the loss stayed for more than `patience` epochs at or above its best; counting restarts each time.
+    """Count how often the loss has not improved for more than `patience` epochs; each time the count starts anew.
 
-    As torch's ReduceLROnPlateau counts: an improvement is one of more than 0.01 %.
+    As in torch's ReduceLROnPlateau, an improvement must exceed 0.01 %.
     """
     best, waited, plateaus = math.inf, 0, 0
     for loss in val_losses:

@@ -1,8 +1,9 @@
-"""One training step as a function of tensors on the device, which never waits for the device.
+"""One training step that uses only tensors on the device and never waits for the device.
 
-A GPU computes much faster than Python can tell it what to do: what counts is that nothing has to be told, or asked,
-between two steps. So all that differs from step to step (which images, which learning rate) lies in tables on the
-device, made once an epoch, and losses are added up there. Such a step can be captured once and replayed (streams.py).
+A GPU is much faster than the Python code that launches its kernels, so nothing should be copied or read between two
+steps. Everything that changes from step to step (the images of the batch, the learning rate) is therefore stored in
+tables on the device, once per epoch, and losses are collected there. Such a step can be captured once and replayed
+(streams.py).
 """
 
 from collections.abc import Sequence
@@ -17,9 +18,9 @@ from fer_utils.training.tasks import Compare, Task
 
 
 class TrainingStep:
-    """Augment, forward, loss, backward, clip, update, moving average: one call is one step on one batch.
+    """One call trains on one batch: augment, forward, loss, backward, clip, update, moving average.
 
-    Call begin_epoch, then the step itself `steps` times; `losses` (steps,) and `metric_sum` () tell how it went.
+    Call begin_epoch, then the object itself `steps` times. The results are in `losses` (steps,) and `metric_sum` ().
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class TrainingStep:
         targets: torch.Tensor,
         generator: torch.Generator,
     ) -> None:
-        """All on one device; the optimizer's learning rates become tensors that the step sets.
+        """Keep everything on one device; the learning rates of the optimizer become tensors that the step sets.
 
         images: (N,48,48) or (N,3,H,W) uint8; targets: (N,...). precision: "fp32" or "bf16". generator: draws the order
         of the images and the augmentation.
@@ -45,27 +46,28 @@ class TrainingStep:
         self.batch_size = min(config.batch_size, len(images))
         self.steps = len(images) // self.batch_size
         device, groups = images.device, optimizer.param_groups
-        # On a GPU fused optimizers read float32. On a CPU float64 is as exact as Python's own numbers.
+        # Fused optimizers on a GPU need float32 rates. On a CPU float64 is as exact as Python's own floats.
         real = torch.float64 if device.type == "cpu" else torch.float32
-        # The tables: a row for every step of the epoch.
-        self.batches = torch.zeros(self.steps, self.batch_size, dtype=torch.long, device=device)
-        self.schedule = torch.zeros(self.steps, len(groups) + 1, dtype=real, device=device)
+        # Tables with one row per step of the epoch: row numbers of the images, and rates as in self.rates.
+        self.batches = torch.zeros(self.steps, self.batch_size, dtype=torch.long, device=device)  # (steps,B)
+        self.schedule = torch.zeros(self.steps, len(groups) + 1, dtype=real, device=device)  # (steps,groups+1)
+        # With Augment.alternate: which images to mirror in this epoch, (N,).
         self.mirrored = torch.zeros(len(images), dtype=torch.bool, device=device) if config.augment.alternate else None
-        # What a step reads and changes.
-        self.position = torch.zeros(1, dtype=torch.long, device=device)
-        self.rates = torch.zeros(len(groups) + 1, dtype=real, device=device)  # one per group; last: of the average
-        self.losses = torch.zeros(self.steps, device=device)
-        self.metric_sum = torch.zeros((), device=device)
+        # State that a step reads and changes.
+        self.position = torch.zeros(1, dtype=torch.long, device=device)  # (1,) number of the next step
+        self.rates = torch.zeros(len(groups) + 1, dtype=real, device=device)  # learning rate per group, then EMA weight
+        self.losses = torch.zeros(self.steps, device=device)  # (steps,)
+        self.metric_sum = torch.zeros((), device=device)  # ()
         for group, rate in zip(groups, self.rates, strict=False):
             group["lr"] = rate  # a view: the step changes it in place
 
     def begin_epoch(self, epoch: int, val_losses: Sequence[float] = ()) -> None:
-        """Shuffle, and fill the tables for an epoch (0-based). val_losses: of the epochs so far, for "plateau".
+        """Shuffle, and fill the tables for an epoch, counted from 0. val_losses: of the epochs so far, for "plateau".
 
-        The last, incomplete batch is dropped; each epoch shuffles anew, so every image gets its turn.
+        The last, incomplete batch is dropped. Every epoch shuffles anew, so no image is left out for long.
         """
         n, device = len(self.images), self.images.device
-        order = torch.randperm(n, device=device, generator=self.generator)
+        order = torch.randperm(n, device=device, generator=self.generator)  # (N,)
         self.batches.copy_(order[: self.steps * self.batch_size].view_as(self.batches))
         rows = [self._rates(epoch, step, val_losses) for step in range(self.steps)]
         self.schedule.copy_(torch.tensor(rows, dtype=torch.float64))
@@ -75,15 +77,18 @@ class TrainingStep:
             counter.zero_()
 
     def _rates(self, epoch: int, step: int, val_losses: Sequence[float]) -> list[float]:
-        """A row of the schedule: the learning rate of every group, and how fast the moving average follows."""
+        """Return a row of the schedule: the learning rate of every group, then the weight of the moving average."""
         number, total = epoch * self.steps + step, self.config.epochs * self.steps
         lr = learning_rate(number, total, val_losses, self.config)
         return [lr * group["lr_factor"] for group in self.optimizer.param_groups] + [ema_weight(number, self.config)]
 
     def __call__(self) -> None:
-        """Train on the next batch of the epoch. Nothing here may read a tensor's value: that would wait for the GPU."""
-        self.rates.copy_(self.schedule.index_select(0, self.position)[0])
-        inputs, targets = self.next_batch()
+        """Train on the next batch of the epoch.
+
+        No line here may read the value of a tensor, because Python would then wait for the GPU.
+        """
+        self.rates.copy_(self.schedule.index_select(0, self.position)[0])  # (groups+1,)
+        inputs, targets = self.next_batch()  # (B,1,48,48), (B,...)
         loss, outputs = train_step(
             self.model, self.optimizer, inputs, targets, self.task.loss, self.precision, self.config.clip
         )
@@ -94,29 +99,29 @@ class TrainingStep:
         self.position += 1
 
     def next_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The augmented images (B,1,48,48) and the targets (B,...) of the step that comes next."""
-        chosen = self.batches.index_select(0, self.position)[0]  # (B,)
-        mirror = None if self.mirrored is None else self.mirrored[chosen]
-        images, targets = to_float(self.images[chosen]), self.targets[chosen]  # (B,1,48,48), (B,...)
+        """Return the augmented images (B,1,48,48) and the targets (B,...) of the next step."""
+        rows = self.batches.index_select(0, self.position)[0]  # (B,)
+        mirror = None if self.mirrored is None else self.mirrored[rows]  # (B,)
+        images, targets = to_float(self.images[rows]), self.targets[rows]  # (B,1,48,48), (B,...)
         return self.task.augment(images, targets, self.config.augment, self.generator, mirror)
 
     def warm_up(self, calls: int = 3) -> None:
-        """Make some steps and undo them: afterwards everything that is set up at a first call exists.
+        """Make a few steps and undo them, so that everything that the first call sets up exists.
 
-        Weights, optimizer, moving average, counters and the generator are then as before, so training is as if this
-        had not been. Dropout draws from the default generator, which its owner has to restore.
+        Afterwards weights, optimizer, moving average, counters and the generator are as before, so the result of
+        training does not change. Dropout draws from the default generator, which the caller must restore.
         """
-        before = {key: tensor.clone() for key, tensor in self._state().items()}
-        drawn = self.generator.get_state()
+        before = {key: tensor.clone() for key, tensor in self.state_tensors().items()}
+        generator_state = self.generator.get_state()
         for _ in range(calls):
             self.position.zero_()  # an epoch may have a single step
             self()
-        for key, tensor in self._state().items():  # what a first step has created, begins at zero
+        for key, tensor in self.state_tensors().items():  # tensors that the first step created start at zero
             tensor.copy_(before[key]) if key in before else tensor.zero_()
-        self.generator.set_state(drawn)
+        self.generator.set_state(generator_state)
 
-    def _state(self) -> dict[tuple, torch.Tensor]:
-        """All tensors that a step changes."""
+    def state_tensors(self) -> dict[tuple, torch.Tensor]:
+        """Return all tensors that a step changes."""
         state = {("counter", name): getattr(self, name) for name in ("position", "losses", "metric_sum")}
         for name, network in (("model", self.model), ("ema", self.ema_model)):
             if network is not None:
@@ -135,14 +140,15 @@ def train_step(
     precision: str,
     clip: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward, loss, backward, update on one batch. Returns the loss () and the outputs (N,...), both detached.
+    """Train on one batch: forward, loss, backward, update. Returns the loss () and the outputs (B,...), both detached.
 
-    clip: largest norm of the gradient; 0: no limit.
+    inputs: (B,C,H,W) float. targets: (B,...). precision: "fp32" or "bf16". clip: largest norm of the gradient; 0: no
+    limit.
     """
-    # A cache of converted weights must not outlive the capture of a step, and each weight is used only once anyway.
+    # No cache of bf16 weights: it must not outlive the capture of a step, and each weight is used only once anyway.
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-        outputs = model(inputs.contiguous(memory_format=torch.channels_last)).float()
-    loss = loss_of(outputs, targets)
+        outputs = model(inputs.contiguous(memory_format=torch.channels_last)).float()  # (B,...)
+    loss = loss_of(outputs, targets)  # ()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if clip:
@@ -153,7 +159,10 @@ def train_step(
 
 @torch.no_grad()
 def update_ema(ema_model: nn.Module, model: nn.Module, weight: torch.Tensor) -> None:
-    """Move the averaged weights and the statistics of norms towards those of the model: by `weight` () of the way."""
+    """Move weights and norm statistics of ema_model toward those of model: ema + weight * (model - ema).
+
+    weight: (), from 0 to 1.
+    """
     current, means = (
         [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
         for network in (model, ema_model)
@@ -165,13 +174,16 @@ def update_ema(ema_model: nn.Module, model: nn.Module, weight: torch.Tensor) -> 
 
 
 def lerp_together(means: list[torch.Tensor], current: list[torch.Tensor], weight: torch.Tensor) -> None:
-    """As torch._foreach_lerp_, in place, but in few kernels: with a weight () on a GPU that would be one per tensor."""
+    """Interpolate many tensors in place with few kernels: means + weight * (current - means).
+
+    torch._foreach_lerp_ does the same, but with a weight () on a GPU it launches one kernel per tensor.
+    """
     change = torch._foreach_sub(current, means)
     torch._foreach_mul_(change, weight)
     torch._foreach_add_(means, change)
 
 
 def sides(n: int, seed: int, epoch: int) -> torch.Tensor:
-    """(n,) bool: a coin for each image says whether it is mirrored in even epochs or in odd ones."""
-    coins = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.5
+    """Choose which of n images to mirror in this epoch, (n,) bool: each image either in even epochs or in odd ones."""
+    coins = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.5  # (n,)
     return coins ^ bool(epoch % 2)

@@ -1,4 +1,4 @@
-"""What a network can be trained for: the loss it minimizes, and the metric by which its best epoch is chosen."""
+"""Training tasks: the loss that a network minimizes, and the metric that chooses its best epoch."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,38 +11,39 @@ import torch.nn.functional as F
 from fer_utils.augment import Augment, augment_batch, augment_with_points, mix
 from fer_utils.data.constants import EMOTIONS
 
-PIXELS = 48  # width of an image: losses and errors of landmarks are given in its pixels
+PIXELS = 48  # width of an image: landmark losses and errors are measured in its pixels
 
-Compare = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (outputs, targets) -> a number, or one per image
+Compare = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (outputs, targets) -> (), or (N,) one per image
 
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to learn. Outputs are what the network returns, targets what it should have returned, both (N,...)."""
+    """A training task. Outputs of the network and targets both have the shape (N,...)."""
 
-    name: str  # tells checkpoints apart
+    name: str  # identifies the task in checkpoints
     loss: Compare  # mean over a batch, ()
     metric: str  # name of the metric, as in the columns train_<metric> and val_<metric> of a history
-    metric_fn: Compare  # value of the metric for each image, (N,)
-    higher_is_better: bool  # which end of the metric is the good one
-    format: str  # how the progress line writes it
-    # Changes a batch of images and its targets together. The last argument says which images to mirror, (N,) bool;
+    metric_fn: Compare  # metric of each image, (N,)
+    higher_is_better: bool  # whether the best epoch has the highest or the lowest metric
+    format: str  # format of the metric in a progress line
+    # Augments a batch of images together with its targets; the last argument says which images to mirror, (N,) bool;
     # None: at random.
     augment: Callable[
         [torch.Tensor, torch.Tensor, Augment, torch.Generator, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]
     ]
 
     def best(self, values: Sequence[float]) -> int:
-        """Position of the best of several values of the metric; the first of equal ones."""
+        """Return the position of the best value of the metric; the first of equal ones."""
         return int(np.argmax(values) if self.higher_is_better else np.argmin(values))
 
 
 def classification(
     label_smoothing: float = 0.0, focal_gamma: float = 0.0, class_weights: torch.Tensor | None = None
 ) -> Task:
-    """From logits (N,7) to labels (N,), or shares of the classes (N,7) once images are mixed; measured by accuracy.
+    """Make the task of classifying images; its metric is accuracy, its loss is cross_entropy with these arguments.
 
-    The loss is cross_entropy with these arguments. An image that is mixed counts as right if its larger share is named.
+    Outputs are logits (N,7). Targets are labels (N,), or shares of the classes (N,7) after mixing. For a mixed image,
+    the class with the larger share is the correct prediction.
     """
     return Task(
         name="classification",
@@ -64,20 +65,23 @@ def cross_entropy(
     focal_gamma: float = 0.0,
     class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean cross-entropy (): the negative log-probability of the labeled class, in nats.
+    """Compute the mean cross-entropy (): the negative log-probability of the labels, in nats.
 
-    labels: (N,) class numbers or (N,C) shares of the classes. label_smoothing: this share of every label is spread
-    evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567). focal_gamma: each class counts (1 - p)^gamma, less
-    the better it is known already (Lin et al. 2017, arXiv:1708.02002). class_weights: (C,), the weight of each class;
-    the mean is over images, so that with weights of mean 1 the loss keeps its scale.
+    logits: (N,C). labels: (N,) class numbers, or (N,C) shares of the classes.
+    label_smoothing: share of every label that is spread evenly over all classes (Szegedy et al. 2016,
+    arXiv:1512.00567).
+    focal_gamma: multiplies the loss of a class by (1 - p)^gamma, which lowers the weight of easy images (Lin et al.
+    2017, arXiv:1708.02002).
+    class_weights: (C,), factor on the loss of each class. The mean is taken over images, so weights with a mean of 1
+    keep the scale of the loss.
     """
     if labels.dim() == 1:
-        labels = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+        labels = F.one_hot(labels, logits.shape[1]).to(logits.dtype)  # (N,C)
     labels = labels * (1 - label_smoothing) + label_smoothing / logits.shape[1]
-    log_probs = F.log_softmax(logits, 1)
-    losses = -labels * log_probs
+    log_probs = F.log_softmax(logits, 1)  # (N,C)
+    losses = -labels * log_probs  # (N,C)
     if focal_gamma:
-        # Where p rounds to 1, the slope of (1 - p)^gamma would be infinite for a gamma below 1.
+        # At p = 1 the slope of (1 - p)^gamma would be infinite for a gamma below 1.
         losses = losses * (1 - log_probs.exp()).clamp(min=1e-8) ** focal_gamma
     if class_weights is not None:
         losses = losses * class_weights.to(logits.device)
@@ -85,12 +89,13 @@ def cross_entropy(
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int = len(EMOTIONS)) -> torch.Tensor:
-    """(C,) float weights: N / (C x images of the class), so that all classes weigh the same."""
+    """Return class weights (C,) float32 that give all classes the same influence: N / (C * images of the class)."""
     counts = np.bincount(labels, minlength=num_classes)
     return torch.tensor(len(labels) / (num_classes * np.maximum(counts, 1)), dtype=torch.float32)
 
 
 def _augment_labeled(images, labels, how, generator, mirror=None):
+    """Augment images and, if they are mixed, turn labels (N,) into shares of the classes (N,7)."""
     images = augment_batch(images, how, generator, mirror)
     if how.mixes:
         images, labels = mix(images, F.one_hot(labels, len(EMOTIONS)).float(), how, generator)
@@ -98,21 +103,23 @@ def _augment_labeled(images, labels, how, generator, mirror=None):
 
 
 def rotations() -> Task:
-    """From logits (N,4) to the quarter turns (N,) by which an image was turned: it needs no label of a person.
+    """Make the task of predicting rotations, a pretext task that needs no labels (Gidaris et al. 2018).
 
-    Gidaris et al. 2018 (arXiv:1803.07728): whoever tells which way up something is, knows what it looks like. In
-    training every image is turned at random, whatever target it came with; images of val are turned beforehand.
+    Outputs are logits (N,4), targets the quarter turns (N,), 0 to 3. A network must recognize objects to tell which way
+    up they are (arXiv:1803.07728). Training turns every image at random and ignores its target. Images of val must be
+    turned beforehand.
     """
     return replace(classification(), name="rotations", augment=_augment_turned)
 
 
 def turn(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Square images (N,...,S,S), each turned anticlockwise by its number (N,) of quarter turns, 0 to 3."""
-    all_turned = torch.stack([images.rot90(k, (-2, -1)) for k in range(4)])
-    return all_turned[turns, torch.arange(len(images), device=images.device)]
+    """Turn square images (N,...,S,S) counterclockwise, each by its number (N,) of quarter turns, 0 to 3."""
+    all_turned = torch.stack([images.rot90(k, (-2, -1)) for k in range(4)])  # (4,N,...,S,S)
+    return all_turned[turns, torch.arange(len(images), device=images.device)]  # (N,...,S,S)
 
 
 def _augment_turned(images, _, how, generator, mirror=None):
+    """Augment images and turn each at random; the targets are the numbers of quarter turns (N,)."""
     if how.mixes:
         raise ValueError("turned images cannot be mixed; switch off Augment.mixup and Augment.cutmix")
     turns = torch.randint(4, (len(images),), generator=generator, device=images.device)
@@ -120,9 +127,9 @@ def _augment_turned(images, _, how, generator, mirror=None):
 
 
 def landmarks(loss: str) -> Task:
-    """From points (N,4,2) to points (N,4,2), both in [0,1]: measured by the mean distance of the four, in pixels.
+    """Make the task of predicting landmarks; its metric is the mean distance of the four points, in pixels.
 
-    loss: "smooth_l1" or "wing".
+    Outputs and targets are points (N,4,2) in [0,1]. loss: "smooth_l1" or "wing"; ValueError for any other.
     """
     if loss not in LANDMARK_LOSSES:
         raise ValueError(f"there is no landmark loss {loss!r}; choose one of {', '.join(LANDMARK_LOSSES)}")
@@ -138,14 +145,18 @@ def landmarks(loss: str) -> Task:
 
 
 def smooth_l1_loss(points: torch.Tensor, labeled: torch.Tensor) -> torch.Tensor:
-    """Quadratic below one pixel, linear above (Girshick 2015, arXiv:1504.08083); mean over all coordinates."""
+    """Compute the smooth L1 loss (Girshick 2015, arXiv:1504.08083): quadratic below one pixel, linear above.
+
+    points, labeled: (N,4,2) in [0,1]. Returns the mean over all coordinates, ().
+    """
     return F.smooth_l1_loss(PIXELS * points, PIXELS * labeled)
 
 
 def wing_loss(points: torch.Tensor, labeled: torch.Tensor, width: float = 2.0, bend: float = 0.5) -> torch.Tensor:
-    """Logarithmic below `width` pixels, linear above (Feng et al. 2018, arXiv:1711.06753); mean over all coordinates.
+    """Compute the wing loss (Feng et al. 2018, arXiv:1711.06753): logarithmic below `width` pixels, linear above.
 
-    Small errors weigh more than in smooth-L1: the slope grows up to width / bend as an error shrinks to zero.
+    Small errors have more weight than in smooth L1: the slope grows to width / bend as the error approaches zero.
+    points, labeled: (N,4,2) in [0,1]. Returns the mean over all coordinates, ().
     """
     distance = PIXELS * (points - labeled).abs()
     gap = width - width * math.log1p(width / bend)  # where the two parts meet

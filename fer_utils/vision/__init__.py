@@ -1,1 +1,1 @@
-"""Faces in pictures: landmarks, detection, crops, photos, videos."""
+"""Faces in pictures: landmarks, detection, regions, photos and videos."""

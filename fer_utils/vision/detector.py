@@ -12,46 +12,42 @@ import numpy as np
 from fer_utils.data.constants import IMAGE_SIZE
 from fer_utils.vision.mediapipe_process import INSTALL, LandmarksUnavailable, mediapipe_version, prepare_worker
 
-RANGES = ("short", "full")  # MediaPipe's two detectors: faces up to about 2 m from the camera, and up to about 5 m
+RANGES = ("short", "full")  # MediaPipe's two detectors: for faces up to about 2 m and up to about 5 m from the camera
 
-# The detector's box in FER2013's own images: its side, and how far its middle lies below that of the image, both in
-# sides of the image (medians over val, of which notebook 09 measures a part again). A crop of another photo is laid
-# around the box likewise.
+# The detector's box in images of FER2013: its side, and how far its center lies below the center of the image, both as
+# fractions of the side of the image. These are medians over val; notebook 09 checks them on a part of val. Crops of
+# other photos are placed around the box in the same way.
 BOX_IN_CROP = {"short": (0.85, 0.07), "full": (0.87, 0.03)}
 
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """One face in an image; all lengths in pixels.
+    """One face in an image; all lengths in pixels."""
 
-    box: left, top, width, height, as detected. score: how sure the detector is, 0 to 1, nan without a detector.
-    square: left, top, side of the crop. points: x and y of eyes, nose tip, mouth and ears, (6,2); (0,2) without one.
-    """
-
-    box: tuple[float, float, float, float]
-    score: float
-    square: tuple[float, float, float]
-    points: np.ndarray
+    box: tuple[float, float, float, float]  # left, top, width, height, as detected
+    score: float  # confidence of the detector, 0 to 1; nan without a detector
+    square: tuple[float, float, float]  # left, top, side of the crop
+    points: np.ndarray  # (6,2): x and y of eyes, nose tip, mouth and ears; (0,2) without a detector
 
 
 Finder = Callable[..., list[Face]]  # finder(image, ranges=..., confidence=...)
 
 
-# --- Find -------------------------------------------------------------------------------------------------------------
-
-
 def start_finder() -> tuple[Finder, str]:
-    """The face detector, and "". Where MediaPipe cannot be used: `whole_image`, and a sentence that says so and why."""
+    """Start the face detector; returns it and "".
+
+    If MediaPipe cannot be used, returns `whole_image` and a sentence that explains why.
+    """
     try:
         finder = FaceFinder()
         finder(np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))
     except LandmarksUnavailable as error:
-        return whole_image, f"Faces cannot be found: {error}. Each whole image is taken for one face."
+        return whole_image, f"Faces cannot be found: {error}. The whole image counts as one face instead."
     return finder, ""
 
 
 def whole_image(image: np.ndarray, ranges: Sequence[str] = RANGES, confidence: float = 0.5) -> list[Face]:
-    """Take the largest square in the middle of an image for a face; for where there is no detector."""
+    """Return the largest square in the center of an image as its only face; replaces a missing detector."""
     height, width = image.shape[:2]
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
@@ -59,26 +55,26 @@ def whole_image(image: np.ndarray, ranges: Sequence[str] = RANGES, confidence: f
 
 
 class FaceFinder:
-    """MediaPipe's face detector, BlazeFace (Bazarevsky et al. 2019, arXiv:1907.05047), in a process of its own."""
+    """MediaPipe's face detector BlazeFace (Bazarevsky et al. 2019, arXiv:1907.05047) in its own process."""
 
     def __init__(self) -> None:
-        """Raises LandmarksUnavailable when MediaPipe is not installed; the process starts with the first image."""
+        """Raise LandmarksUnavailable if MediaPipe is not installed; the process starts with the first image."""
         mediapipe_version()
         context = multiprocessing.get_context("spawn")  # a fork would copy threads and GPU handles of the parent
         self._pool = ProcessPoolExecutor(1, context, prepare_worker)
 
     def __call__(self, image: np.ndarray, ranges: Sequence[str] = RANGES, confidence: float = 0.5) -> list[Face]:
-        """All faces in an image, from left to right; of boxes that overlap, the one with the highest score.
+        """Find all faces in an image (H,W,3) uint8 RGB, from left to right; of overlapping boxes, the best one.
 
-        ranges: some of RANGES. confidence: the lowest score. Raises LandmarksUnavailable when MediaPipe does not work.
+        ranges: one or both of RANGES. confidence: lowest score. LandmarksUnavailable if MediaPipe does not work.
         """
         try:
-            found = self._pool.submit(_detect, np.ascontiguousarray(image), tuple(ranges)).result()
+            faces = self._pool.submit(_detect, np.ascontiguousarray(image), tuple(ranges)).result()
         except LandmarksUnavailable as error:
             raise LandmarksUnavailable(str(error)) from None  # without the worker's traceback
         except BrokenProcessPool:
             raise LandmarksUnavailable(f"MediaPipe crashed in its process; {INSTALL}") from None
-        return without_doubles([face for face in found if face.score >= confidence])
+        return without_doubles([face for face in faces if face.score >= confidence])
 
     def close(self) -> None:
         """End the process."""
@@ -86,7 +82,10 @@ class FaceFinder:
 
 
 def without_doubles(faces: Sequence[Face]) -> list[Face]:
-    """Faces from left to right; of two whose boxes overlap by more than 0.3, the one with the higher score."""
+    """Sort faces from left to right; of two whose boxes overlap by more than 0.3, keep the one with the higher score.
+
+    This is non-maximum suppression.
+    """
     kept: list[Face] = []
     for face in sorted(faces, key=lambda face: -face.score):
         if all(overlap(face.box, other.box) <= 0.3 for other in kept):
@@ -95,7 +94,7 @@ def without_doubles(faces: Sequence[Face]) -> list[Face]:
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Area that two boxes (left, top, width, height) share, divided by the area that they cover together; 0 to 1."""
+    """Compute the intersection over union (IoU) of two boxes (left, top, width, height), 0 to 1."""
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     shared = max(width, 0) * max(height, 0)
@@ -103,22 +102,22 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def _detect(image: np.ndarray, ranges: tuple[str, ...]) -> list[Face]:
-    """In the worker: what the detectors find, doubles included."""
+    """Return the faces that the detectors find, duplicates included; runs in the worker process."""
     size = np.array(image.shape[1::-1])
     faces = []
     for name in ranges:
-        for found in _detector(name).process(image).detections or ():
-            box = found.location_data.relative_bounding_box
+        for detection in _detector(name).process(image).detections or ():
+            box = detection.location_data.relative_bounding_box
             left, top = np.array([box.xmin, box.ymin]) * size
             width, height = np.array([box.width, box.height]) * size
-            points = np.array([(point.x, point.y) for point in found.location_data.relative_keypoints]) * size
-            square = _square((left, top, width, height), *BOX_IN_CROP[name])
-            faces.append(Face((left, top, width, height), float(found.score[0]), square, points))
+            points = np.array([(point.x, point.y) for point in detection.location_data.relative_keypoints]) * size
+            square = crop_square((left, top, width, height), *BOX_IN_CROP[name])
+            faces.append(Face((left, top, width, height), float(detection.score[0]), square, points))
     return faces
 
 
-def _square(box: tuple[float, float, float, float], ratio: float, below: float) -> tuple[float, float, float]:
-    """Left, top and side of the crop in which a box has its place in FER2013; ratio, below: as in BOX_IN_CROP."""
+def crop_square(box: tuple[float, float, float, float], ratio: float, below: float) -> tuple[float, float, float]:
+    """Compute left, top and side of the crop around a box, framed as in FER2013; ratio, below: as in BOX_IN_CROP."""
     left, top, width, height = box
     side = (width + height) / 2 / ratio
     return left + width / 2 - side / 2, top + height / 2 - below * side - side / 2, side
@@ -126,7 +125,7 @@ def _square(box: tuple[float, float, float, float], ratio: float, below: float) 
 
 @functools.cache
 def _detector(name: str) -> object:
-    """One of MediaPipe's detectors, made once per process; weak finds are left out by the caller."""
+    """Make one of MediaPipe's detectors, once per process; the caller removes detections with low scores."""
     try:
         from mediapipe import solutions
 

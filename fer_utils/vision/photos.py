@@ -1,7 +1,7 @@
-"""Faces in photos, webcam frames and videos: find them, crop them as FER2013's were, draw what a network says of them.
+"""Faces in photos, webcam frames and videos: read images, crop faces as in FER2013, and draw predictions.
 
-Images are (H,W,3) uint8, RGB. MediaPipe runs in a process of its own, as in landmarks.py, and torch is not needed here,
-so that this process is small. Nothing in this module sends an image anywhere or keeps it.
+Images are (H,W,3) uint8, RGB. This module does not import torch, so that the process of the face detector stays small.
+It neither sends images anywhere nor stores them.
 """
 
 import io
@@ -16,16 +16,16 @@ from fer_utils.data.constants import EMOTIONS, IMAGE_SIZE
 from fer_utils.errors import DataError
 from fer_utils.vision.detector import Face
 
-LARGEST_SIDE = 2048  # pixels; larger uploads are reduced
+LARGEST_SIDE = 2048  # pixels; larger uploads are scaled down
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 CYAN, DARK, WHITE = (0, 229, 255), (20, 20, 20), (255, 255, 255)
 
 
-# --- Crop and smooth --------------------------------------------------------------------------------------------------
+# --- Crop -------------------------------------------------------------------------------------------------------------
 
 
 def crop_faces(image: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
-    """What a network gets to see: (n,48,48) uint8, gray; beyond its border an image goes on with its last pixels."""
+    """Crop n faces as input for a network: (n,48,48) uint8, gray; beyond the border, the outermost pixels repeat."""
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     return np.array([_crop(gray, face.square) for face in faces], np.uint8).reshape(-1, IMAGE_SIZE, IMAGE_SIZE)
 
@@ -35,7 +35,7 @@ def _crop(gray: np.ndarray, square: tuple[float, float, float]) -> np.ndarray:
     left, top = round(square[0]), round(square[1])
     rows = np.arange(top, top + side).clip(0, gray.shape[0] - 1)
     columns = np.arange(left, left + side).clip(0, gray.shape[1] - 1)
-    # INTER_AREA averages all pixels of a large face; enlarging, it would show blocks.
+    # INTER_AREA averages all pixels when it shrinks a face, but gives visible blocks when it enlarges one.
     how = cv2.INTER_AREA if side > IMAGE_SIZE else cv2.INTER_CUBIC
     return cv2.resize(gray[np.ix_(rows, columns)], (IMAGE_SIZE, IMAGE_SIZE), interpolation=how)
 
@@ -44,9 +44,10 @@ def _crop(gray: np.ndarray, square: tuple[float, float, float]) -> np.ndarray:
 
 
 def draw_faces(image: np.ndarray, faces: Sequence[Face], probs: np.ndarray | None = None) -> np.ndarray:
-    """A copy of an image with a box and key points for each face, or the words "no face".
+    """Draw a box and key points for each face on a copy of an image, or the words "no face".
 
-    Above a box stands the face's number and, from probs (n,7), its likeliest emotion; below, the detector's score.
+    The text above a box is the number of the face and, from probs (n,7), the predicted emotion. The text below is the
+    score of the detector.
     """
     picture = image.copy()
     scale = max(image.shape[:2]) / 640
@@ -56,25 +57,25 @@ def draw_faces(image: np.ndarray, faces: Sequence[Face], probs: np.ndarray | Non
         cv2.rectangle(picture, (left, top), (left + width, top + height), CYAN, line)
         for x, y in face.points.round().astype(int).tolist():
             cv2.circle(picture, (x, y), 2 * line, CYAN, -1)
-        _write(picture, label(i, probs), (left, top), scale)
+        write_text(picture, label(i, probs), (left, top), scale)
         if not np.isnan(face.score):
-            _write(picture, f"face {face.score:.2f}", (left, top + height + round(24 * scale)), scale)
+            write_text(picture, f"face {face.score:.2f}", (left, top + height + round(24 * scale)), scale)
     if not faces:
-        _write(picture, "no face", (0, round(30 * scale)), scale)
+        write_text(picture, "no face", (0, round(30 * scale)), scale)
     return picture
 
 
 def label(i: int, probs: np.ndarray | None) -> str:
-    """The number of face i, from 1, and its likeliest emotion."""
+    """Return the number of face i, counted from 1, and its predicted emotion with its probability."""
     return f"{i + 1}" if probs is None else f"{i + 1} {EMOTIONS[int(probs[i].argmax())]} {probs[i].max():.0%}"
 
 
 def draw_bars(probs: np.ndarray, height: int, width: int = 200) -> np.ndarray:
-    """A strip (height,width,3) with seven bars for each of the first three faces. probs: (n,7)."""
+    """Draw the probabilities (n,7) of the first three faces as bars; returns a strip (height,width,3) uint8."""
     strip = np.full((height, width, 3), 255, np.uint8)
     block, line = height // 3, height // 27
     for face, row in enumerate(probs[:3]):
-        _write(strip, f"face {face + 1}", (0, face * block + line), line / 22)
+        write_text(strip, f"face {face + 1}", (0, face * block + line), line / 22)
         for i, (emotion, p) in enumerate(zip(EMOTIONS, row, strict=True)):
             top = face * block + (i + 1) * line + 2
             cv2.rectangle(strip, (80, top), (80 + round((width - 85) * float(p)), top + line - 4), (0, 114, 178), -1)
@@ -82,8 +83,8 @@ def draw_bars(probs: np.ndarray, height: int, width: int = 200) -> np.ndarray:
     return strip
 
 
-def _write(picture: np.ndarray, text: str, corner: tuple[int, int], scale: float) -> None:
-    """Text on a dark bar just above a corner, moved so that it stays inside the picture."""
+def write_text(picture: np.ndarray, text: str, corner: tuple[int, int], scale: float) -> None:
+    """Write text on a dark bar just above a corner (x, y), moved if necessary to stay inside the picture."""
     size, line = 0.5 * scale, max(1, round(scale))
     (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, line)
     x = int(np.clip(corner[0], 0, max(0, picture.shape[1] - width)))
@@ -96,10 +97,11 @@ def _write(picture: np.ndarray, text: str, corner: tuple[int, int], scale: float
 
 
 def read_image(content: bytes, name: str) -> np.ndarray:
-    """An uploaded file of any of FORMATS as an image (H,W,3), upright, its longer side at most LARGEST_SIDE.
+    """Decode an uploaded file of any of FORMATS to an upright image (H,W,3), its longer side at most LARGEST_SIDE.
 
-    Transparent parts become white, gray levels of more than 8 bits are stretched from black to white, of an animation
-    the first picture is taken. DataError names the file and says why it is no image, damaged, or too large.
+    Transparent parts become white, gray levels of more than 8 bits are stretched from black to white, and only the
+    first picture of an animation is used. DataError names the file and says whether it is no image, damaged, or too
+    large.
     """
     try:
         with warnings.catch_warnings():
@@ -111,9 +113,9 @@ def read_image(content: bytes, name: str) -> np.ndarray:
         millions = Image.MAX_IMAGE_PIXELS // 10**6
         raise DataError(f"{name} has more than {millions} megapixels; make it smaller and try again") from None
     except UnidentifiedImageError:
-        raise DataError(f"{name} is not an image that can be read here; take one of {', '.join(FORMATS)}") from None
+        raise DataError(f"{name} is not an image that can be read here; use one of {', '.join(FORMATS)}") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError) as error:  # what Pillow's decoders raise
-        raise DataError(f"{name} is truncated or damaged ({error}); save it again and try once more") from None
+        raise DataError(f"{name} is truncated or damaged ({error}); save it again and retry") from None
     picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     return np.array(picture)
 

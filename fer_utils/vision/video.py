@@ -1,4 +1,4 @@
-"""Videos: annotate every frame, smooth probabilities over frames."""
+"""Annotate videos frame by frame, and smooth probabilities over frames."""
 
 import contextlib
 import csv
@@ -14,23 +14,23 @@ from fer_utils.errors import DataError
 from fer_utils.vision.detector import Face, overlap
 from fer_utils.vision.photos import draw_faces
 
-CODEC = "VP80"  # in .webm: every browser plays it
+CODEC = "VP80"  # every browser plays it in a .webm file
 
 
 class Smoother:
-    """A moving average of each face's probabilities over the frames of a video.
+    """Averages the probabilities of each face over the frames of a video (exponential moving average).
 
-    A face is taken for the one in the frame before whose box it overlaps most. One that is gone is forgotten at once.
+    A face is matched to the face of the previous frame whose box it overlaps most. A face without a match starts anew.
     """
 
     def __init__(self, keep: float = 0.7) -> None:
-        """keep: share of the average so far, 0 (no smoothing) to below 1."""
+        """keep: weight of the average so far, from 0 (no smoothing) to below 1."""
         self.keep = keep
         self._faces: Sequence[Face] = ()
         self._probs = np.empty((0, len(EMOTIONS)))
 
     def __call__(self, faces: Sequence[Face], probs: np.ndarray) -> np.ndarray:
-        """Probabilities (n,7) of the n faces of the next frame -> their averages (n,7)."""
+        """Add the next frame with n faces and probabilities (n,7); returns the averages (n,7)."""
         averages = np.array(probs, float)
         for i, face in enumerate(faces):
             overlaps = [overlap(face.box, old.box) for old in self._faces]
@@ -50,9 +50,10 @@ def annotate_video(
 ) -> int:
     """Write an annotated copy of a video (.webm, without sound) and a CSV with a row for each face of each frame.
 
-    answer: frame -> its faces and their probabilities (n,7). progress: gets each annotated frame and the share that is
-    done, 0 to 1; when it returns True, the work stops and nothing is written. One frame is in memory at a time.
-    Returns the number of frames written, 0 when stopped. DataError when the file is not a video that can be read.
+    answer: returns the faces of a frame and their probabilities (n,7). progress: called with each annotated frame and
+    the share that is done, 0 to 1; if it returns True, the work stops and nothing is written. Only one frame is in
+    memory at a time. Returns the number of frames written, 0 after a stop. DataError if the file is not a readable
+    video.
     """
     drafts = [path.with_name(f"unfinished.{path.name}") for path in (video, table)]
     video.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ def annotate_video(
 def _annotate(source: Path, video: Path, table: Path, answer: Callable, progress: Callable) -> int:
     capture = cv2.VideoCapture(str(source))
     rate, expected = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    rate = rate if 1 <= rate <= 240 else 25  # some files do not say
+    rate = rate if 1 <= rate <= 240 else 25  # the rate is missing in some files
     writer, number = None, 0
     try:
         with table.open("w", newline="", encoding="utf-8") as stream:
@@ -89,7 +90,7 @@ def _annotate(source: Path, video: Path, table: Path, answer: Callable, progress
         if writer:
             writer.release()
     if not number:
-        raise DataError(f"{source.name} is missing, or not a video that can be read here; take an .mp4, .webm or .avi")
+        raise DataError(f"{source.name} is missing, or not a video that can be read here; use an .mp4, .webm or .avi")
     return number
 
 
@@ -107,17 +108,20 @@ def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
 
 
 def open_video(path: Path, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:
-    """What writes a .webm of `rate` frames a second, of (width, height) pixels; DataError when it cannot be written."""
-    with _silence():  # OpenCV finds every codec unusual in a .webm, and says so on the screen
+    """Open a .webm file for writing; DataError if it cannot be written.
+
+    rate: frames per second. size: width and height in pixels.
+    """
+    with _silence():  # OpenCV warns about every codec in a .webm file
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*CODEC), rate, size)
     if not writer.isOpened():
-        raise DataError(f"{path} cannot be written; look whether the folder may be written to and has room")
+        raise DataError(f"{path} cannot be written; check the permissions of the folder and the free disk space")
     return writer
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep what C code writes to stderr off the screen."""
+    """Hide messages that C code writes to stderr."""
     screen = os.dup(2)
     try:
         with open(os.devnull, "w") as nowhere:
