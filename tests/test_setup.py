@@ -127,6 +127,22 @@ def test_lock_has_one_opencv() -> None:
     assert [line.split("==")[0] for line in REQUIREMENTS if "opencv" in line] == ["opencv-contrib-python"]
 
 
+def test_conda_users_get_the_same_commands_everywhere() -> None:
+    header = (ROOT / "environment.yml").read_text().split("name: fer")[0]
+    commands = [line.removeprefix("#   ") for line in header.splitlines() if line.startswith("#   ")]
+    assert len(commands) == 4
+    assert "```bash\n" + "\n".join(commands) + "\n```" in (ROOT / "docs/running.md").read_text()
+
+
+def test_no_documented_command_installs_a_second_opencv() -> None:
+    """Without --no-deps, pip follows grad-cam to an OpenCV that overwrites files of the one in the lock file."""
+    pages = [ROOT / "README.md", ROOT / "environment.yml", *(ROOT / "docs").glob("*.md")]
+    commands = [line for page in pages for line in page.read_text().splitlines() if "pip install" in line]
+    assert any("--no-deps -e ." in command for command in commands)
+    of_the_project = [line for line in commands if re.search(r" (-e|-r) ", line)]
+    assert not [command for command in of_the_project if "--no-deps" not in command]
+
+
 @pytest.mark.parametrize("how", ["PIP_FAILS", "KILLED"])
 def test_interrupted_installation_is_not_complete(machine: Machine, how: str) -> None:
     machine.run("run_all.sh")
