@@ -11,8 +11,8 @@ from helpers import tiny_faces
 
 from fer_utils import report as report_module
 from fer_utils.paths import PROJECT_ROOT
-from fer_utils.pipeline.freshness import GENERATED_PAGES, content_hash
-from fer_utils.pipeline.meaning import cell_meaning
+from fer_utils.pipeline.freshness import GENERATED_PAGES, hash_content
+from fer_utils.pipeline.code_hash import normalize_cell
 from fer_utils.pipeline.page import (
     CLAIMS_BEGIN,
     CLAIMS_END,
@@ -21,17 +21,17 @@ from fer_utils.pipeline.page import (
     RESULTS_END,
     TIMES_BEGIN,
     TIMES_END,
-    anchors_table,
+    make_anchors_table,
     build_report,
-    claims_table,
-    renewed_docs,
-    results_table,
-    times_table,
+    make_claims_table,
+    renew_docs,
+    make_results_table,
+    make_times_table,
     to_html,
 )
 from fer_utils.pipeline.planning import needed_files
 from fer_utils.pipeline.publish import Folders
-from fer_utils.pipeline.published import read_report_record
+from fer_utils.pipeline.report_files import read_report_record
 from fer_utils.pipeline.stages import STAGES
 from fer_utils.report import Report, to_markdown
 
@@ -122,11 +122,11 @@ def test_anchors_say_what_was_selected_where_and_end_with_our_best_on_val():
             ]
         ]
     )  # fmt: skip
-    anchors = anchors_table(results)
+    anchors = make_anchors_table(results)
     assert set(anchors.selected_on) == {"val", "test", "unclear", "not stated"} and anchors.notna().all(axis=None)
-    assert len(anchors_table(results[:0].astype(object))) == len(anchors) - 2  # no notebook has added a row yet
+    assert len(make_anchors_table(results[:0].astype(object))) == len(anchors) - 2  # no notebook has added a row yet
     assert anchors.claimed.tail(2).tolist() == ["60.00%", "65.00%"] and "lucky" not in anchors.to_string()
-    shown = results_table(results.assign(profile="cpu", device="CPU"))
+    shown = make_results_table(results.assign(profile="cpu", device="CPU"))
     assert "lucky" in shown and "rafdb" not in shown, "these are FER2013's results"
 
 
@@ -158,7 +158,7 @@ def test_docs_get_claims_results_and_times_between_their_markers(tmp_path):
     claims = pd.DataFrame([{"claim": MAIN_CLAIMS[0], **claim}, {"claim": "a detail", **claim}])
     summary = pd.DataFrame([{"notebook": "04", "profile": "cpu", "device": "CPU", **ROW}])
     facts = {"seconds": 90.0, "peak_memory_mb": 1234, "profile": "cpu", "device": "cpu"}
-    texts = renewed_docs(tmp_path, claims, summary, {"stages": {"04_baseline_cnn": facts}})
+    texts = renew_docs(tmp_path, claims, summary, {"stages": {"04_baseline_cnn": facts}})
     assert list(texts) == pages
     for text in texts.values():
         assert "old" not in text and text.startswith("# Title\n") and text.endswith("The end.\n")
@@ -168,10 +168,10 @@ def test_docs_get_claims_results_and_times_between_their_markers(tmp_path):
     assert "| 1.5       | 1.2 GB" in texts[running]
     for path, text in texts.items():
         path.write_text(text)
-    assert renewed_docs(tmp_path, claims, summary, {"stages": {"04_baseline_cnn": facts}}) == texts
+    assert renew_docs(tmp_path, claims, summary, {"stages": {"04_baseline_cnn": facts}}) == texts
     results.write_text(texts[results].replace(CLAIMS_END, ""))
     with pytest.raises(ValueError, match=r"docs/results\.md must have the lines"):
-        renewed_docs(tmp_path, claims, summary, {"stages": {}})
+        renew_docs(tmp_path, claims, summary, {"stages": {}})
 
 
 def test_docs_of_this_project_agree_with_its_reports():
@@ -179,11 +179,11 @@ def test_docs_of_this_project_agree_with_its_reports():
     results, running = ((PROJECT_ROOT / page).read_text(encoding="utf8") for page in GENERATED_PAGES)
     claims = pd.read_csv(reports / "tables" / "claims.csv")
     assert set(MAIN_CLAIMS) <= set(claims.claim)
-    assert results.split(CLAIMS_BEGIN)[1].split(CLAIMS_END)[0].strip() == claims_table(claims)
+    assert results.split(CLAIMS_BEGIN)[1].split(CLAIMS_END)[0].strip() == make_claims_table(claims)
     shown = results.split(RESULTS_BEGIN)[1].split(RESULTS_END)[0].strip()
-    assert shown == results_table(pd.read_csv(reports / "summary.csv"))
+    assert shown == make_results_table(pd.read_csv(reports / "summary.csv"))
     shown = running.split(TIMES_BEGIN)[1].split(TIMES_END)[0].strip()
-    assert shown == times_table(json.loads((reports / "provenance.json").read_text()))
+    assert shown == make_times_table(json.loads((reports / "provenance.json").read_text()))
 
 
 def test_of_a_generated_page_only_what_is_generated_counts(tmp_path):
@@ -192,7 +192,7 @@ def test_of_a_generated_page_only_what_is_generated_counts(tmp_path):
     hashes = []
     for text, table in [("Text.", "old"), ("Other text.", "old"), ("Text.", "new")]:
         page.write_text(f"{text}\n{CLAIMS_BEGIN}\n{table}\n{CLAIMS_END}\n")
-        hashes.append(content_hash(page))
+        hashes.append(hash_content(page))
     assert hashes[0] == hashes[1] != hashes[2]
 
 
@@ -203,7 +203,7 @@ def test_report_of_this_project_records_its_generated_pages():
 
 def test_results_keep_a_column_whose_values_differ():
     rows = [{"notebook": "04", "profile": profile, "device": "CPU", **ROW} for profile in ("cpu", "full")]
-    table = results_table(pd.DataFrame(rows))
+    table = make_results_table(pd.DataFrame(rows))
     assert table.startswith("Split: test. n: 3,589. device: CPU.\n\n| notebook") and "| full " in table
 
 
@@ -279,7 +279,7 @@ def test_results_page_names_the_notebooks_whose_published_run_is_older_than_thei
     def code(path):
         cells = json.loads(path.read_text(encoding="utf8"))["cells"]
         codes = [cell for cell in cells if cell["cell_type"] == "code" and not is_injected(cell)]
-        return [cell_meaning("".join(cell["source"])) for cell in codes]
+        return [normalize_cell("".join(cell["source"])) for cell in codes]
 
     def is_injected(cell):
         return "injected-parameters" in cell["metadata"].get("tags", [])
