@@ -175,7 +175,7 @@ def test_two_first_calls_at_once_install_once(machine: Machine) -> None:
     [
         ({"OLD_PYTHON": "1"}, "no Python 3.10, 3.11 or 3.12 was found; install one"),
         ({"NO_VENV": "1"}, "python3.11 has no venv module; install it (Debian, Ubuntu: sudo apt install python3-venv)"),
-        ({"FREE_KB": "5000000"}, "the environment needs 8 GB and"),
+        ({"FREE_KB": "5000000"}, "the environment needs 8 GB of disk space, but only 5 GB are free"),
         ({"NO_LIBGL": "1"}, "(ImportError: libGL.so.1: no such file); Debian, Ubuntu: sudo apt install libgl1"),
     ],
 )
@@ -199,7 +199,7 @@ def test_environment_with_an_unsupported_python(machine: Machine) -> None:
     (machine.root / ".venv/complete").unlink()
     code, _, error = machine.run("run_all.sh", OLD_PYTHON="1")
     assert code == 2
-    assert "has a Python outside 3.10-3.12; delete that folder" in error
+    assert "does not have Python 3.10, 3.11 or 3.12; delete that folder" in error
 
 
 def test_moved_project(machine: Machine) -> None:
@@ -207,7 +207,7 @@ def test_moved_project(machine: Machine) -> None:
     machine.root = machine.root.rename(machine.root.with_name("elsewhere"))
     code, _, error = machine.run("run_all.sh")
     assert code == 2
-    assert "was made in another folder" in error
+    assert "was created in another folder and cannot be moved" in error
 
 
 def test_uv_is_used_where_there_is_one(machine: Machine) -> None:
