@@ -11,22 +11,25 @@ from helpers import tiny_faces
 
 from fer_utils import report as report_module
 from fer_utils.paths import PROJECT_ROOT
-from fer_utils.pipeline.freshness import GENERATED_PAGES, hash_content
 from fer_utils.pipeline.code_hash import normalize_cell
+from fer_utils.pipeline.freshness import GENERATED_PAGES, hash_content
 from fer_utils.pipeline.page import (
     CLAIMS_BEGIN,
     CLAIMS_END,
     MAIN_CLAIMS,
     RESULTS_BEGIN,
     RESULTS_END,
+    SAMPLE_BANNER,
+    SAMPLE_TITLE,
     TIMES_BEGIN,
     TIMES_END,
-    make_anchors_table,
+    TITLE,
     build_report,
+    make_anchors_table,
     make_claims_table,
-    renew_docs,
     make_results_table,
     make_times_table,
+    renew_docs,
     to_html,
 )
 from fer_utils.pipeline.planning import needed_files
@@ -42,18 +45,21 @@ ROW = {
 }
 
 
-def publish(reports, standard=True, name="04_baseline_cnn"):
+def publish(reports, standard=True, name="04_baseline_cnn", profile="cpu"):
     """Run a small notebook's worth of reporting and put it where the runner would publish it."""
-    report = Report(name, tiny_faces(standard=standard), profile="cpu", device="x86_64 CPU, 2 threads", out=reports)
+    report = Report(name, tiny_faces(standard=standard), profile=profile, device="x86_64 CPU, 2 threads", out=reports)
     fig, ax = plt.subplots()
     ax.plot([1, 2], [3, 4])
     report.figure(
         fig, "04_curve", caption="A <curve>.", alt="A rising line.", data=pd.DataFrame({"x": [1, 2], "y": [3, 4]})
     )
     report.table(pd.DataFrame({"a": [0.123456, np.nan], "n": [35887, 2]}), "04_numbers", "Some numbers.", digits=2)
+    verdicts = pd.DataFrame({"model": ["cnn"], "verdict": ["helps"], "verdict_no_duplicates": ["hurts"]})
+    report.table(verdicts, "04_comparison", "A comparison.")
     report.summary(**ROW)
+    report.summary(**ROW | {"split": "val"})
     report.claim(
-        claim="x", source="s", claimed="60 %", measured="61 %", ci_low=0.59, ci_high=0.63, n=3589, verdict="ok"
+        claim="x", source="s", claimed="60 %", measured="61 %", ci_low=0.59, ci_high=0.63, n=3589, verdict="confirmed"
     )
     (reports / "manifests").mkdir(exist_ok=True)
     (reports / "manifest.json").rename(reports / "manifests" / f"{name}.json")
@@ -95,6 +101,37 @@ def test_page_is_self_contained_and_holds_everything(tmp_path):
     assert json.loads((tmp_path / "provenance.json").read_text()) == {"commit": "abc123"}
 
 
+VERDICTS = ("verdict</th>", "confirmed", "helps", "hurts", "this project: cnn")  # none may show on a sample page
+
+
+def test_page_of_real_data_has_verdicts_and_no_banner(tmp_path):
+    publish(tmp_path)
+    build_report(tmp_path, {})
+    page = (tmp_path / "report.html").read_text()
+    assert f"<title>{TITLE}</title>" in page and f"<h1>{TITLE}</h1>" in page
+    assert 'class="banner"' not in page and SAMPLE_BANNER not in page
+    assert [text for text in VERDICTS if text not in page] == []
+
+
+def test_page_of_the_embedded_sample_never_looks_like_a_result(tmp_path):
+    publish(tmp_path, profile="sample")
+    build_report(tmp_path, {})
+    page = (tmp_path / "report.html").read_text()
+    assert '<p class="banner" role="note">Embedded sample: these numbers say nothing about FER2013</p>' in page
+    assert page.index('class="banner"') < page.index("<table")
+    assert f"<title>{SAMPLE_TITLE}</title>" in page and f"<h1>{SAMPLE_TITLE}</h1>" in page and TITLE not in page
+    assert [text for text in VERDICTS if text in page] == []
+    assert "this table has no verdicts" in page and "61 %" in page and 'id="table-04_comparison"' in page
+
+
+def test_one_notebook_on_the_sample_is_enough_for_the_banner(tmp_path):
+    publish(tmp_path)
+    publish(tmp_path, name="05_attention_resnet", profile="sample")
+    build_report(tmp_path, {})
+    page = (tmp_path / "report.html").read_text()
+    assert f">{SAMPLE_BANNER}</p>" in page and "confirmed" not in page
+
+
 def test_page_says_of_each_notebook_when_and_from_which_code_it_was_run(tmp_path):
     publish(tmp_path)
     run = {"finished": "2026-11-24T18:45:32+00:00", "commit": "d702b8cf8fd1", "dirty": True}
@@ -107,7 +144,7 @@ def test_summary_and_claims_have_their_columns(tmp_path):
     publish(tmp_path)
     build_report(tmp_path, {})
     summary = pd.read_csv(tmp_path / "summary.csv")
-    assert list(summary.columns) == report_module.SUMMARY_COLUMNS and summary.accuracy.item() == 0.61234
+    assert list(summary.columns) == report_module.SUMMARY_COLUMNS and set(summary.accuracy) == {0.61234}
     assert list(pd.read_csv(tmp_path / "tables/claims.csv").columns) == report_module.CLAIM_COLUMNS
 
 

@@ -17,6 +17,10 @@ CLAIMS_BEGIN, CLAIMS_END = "<!-- claims: generated from reports/tables/claims.cs
 RESULTS_BEGIN, RESULTS_END = "<!-- results: generated from reports/summary.csv -->", "<!-- end of results -->"
 TIMES_BEGIN, TIMES_END = "<!-- times: generated from reports/provenance.json -->", "<!-- end of times -->"
 
+TITLE = "Facial expression recognition on FER2013: report"
+SAMPLE_TITLE = "Embedded sample: test run of the course, no results"
+SAMPLE_BANNER = "Embedded sample: these numbers say nothing about FER2013"
+
 # The claims that docs/results.md shows. claims.csv has all of them, also for single landmarks, emotions and versions.
 MAIN_CLAIMS = (
     "images without a detected face",
@@ -76,21 +80,84 @@ def read_manifest(path: Path) -> dict:
 def render_page(
     reports: Path, manifests: list[dict], summary: pd.DataFrame, claims: pd.DataFrame, provenance: dict
 ) -> str:
-    """Return a self-contained HTML page: claims, summary, every figure and table with its caption, provenance."""
+    """Return a self-contained HTML page: claims, summary, every figure and table with its caption, provenance.
+
+    With results of the embedded sample, the page gets another title and a banner, no table has verdicts, and our
+    accuracies are not listed next to those that others report: such numbers must never look like a result.
+    """
+    is_sample = contains_sample(manifests)
+    sections = [_make_section(reports, manifest, provenance, is_sample) for manifest in manifests]
     environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True)
-    sections = [
-        m
-        | {"title": _read_title(m["notebook"]), "artifacts": [_page_artifact(reports, a) for a in m["artifacts"]]}
-        | {"run": provenance.get("stages", {}).get(m["notebook"])}
-        for m in manifests
-    ]
     return environment.get_template("report.html.j2").render(
+        is_sample=is_sample,
+        title=SAMPLE_TITLE if is_sample else TITLE,
+        banner=SAMPLE_BANNER,
+        claims_title="Claims, not tested" if is_sample else "Claims tested again",
         sections=sections,
-        claims=to_html(claims, 4),
-        anchors=to_html(make_anchors_table(summary), 4),
+        claims=to_html(_drop_verdicts(claims) if is_sample else claims, 4),
+        anchors=to_html(make_anchors_table(summary[:0] if is_sample else summary), 4),
         summary=to_html(summary, 4),
         provenance=json.dumps(provenance, indent=2, sort_keys=True),
     )
+
+
+def contains_sample(manifests: list[dict]) -> bool:
+    """Whether any of the published results comes from the embedded sample."""
+    return any(manifest.get("profile") == "sample" for manifest in manifests)
+
+
+def _make_section(reports: Path, manifest: dict, provenance: dict, is_sample: bool) -> dict:
+    """Add to a manifest what its section shows: title, facts about its run, pictures and tables."""
+    artifacts = [_load_artifact(reports, artifact, is_sample) for artifact in manifest["artifacts"]]
+    run = provenance.get("stages", {}).get(manifest["notebook"])
+    return manifest | {"title": _read_title(manifest["notebook"]), "artifacts": artifacts, "run": run}
+
+
+def _load_artifact(reports: Path, artifact: dict, is_sample: bool) -> dict:
+    """Add the picture as a data URI, or the table as HTML, to an artifact; tables of the sample lose their verdicts."""
+    if artifact["kind"] == "figure":
+        png = (reports / "figures" / f"{artifact['name']}.png").read_bytes()
+        data = {"image/png": base64.b64encode(png).decode()}
+        shrink_picture(data)
+        [(kind, picture)] = data.items()
+        return artifact | {"src": f"data:{kind};base64,{picture}"}
+    table = pd.read_csv(reports / "tables" / f"{artifact['name']}.csv", keep_default_na=False, na_values=[""])
+    return artifact | {"html": to_html(_drop_verdicts(table) if is_sample else table, artifact["digits"])}
+
+
+def _drop_verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table without its columns of verdicts, such as verdict and verdict_no_duplicates."""
+    return table[[column for column in table if not column.startswith("verdict")]]
+
+
+def _read_title(name: str) -> str:
+    """Return the title of a notebook, which is its question; the name itself when there is no such notebook."""
+    notebook = PROJECT_ROOT / "notebooks" / f"{name}.ipynb"
+    if not notebook.is_file():
+        return name.replace("_", " ")
+    first = json.loads(notebook.read_text(encoding="utf8"))["cells"][0]["source"]
+    return "".join(first).splitlines()[0].lstrip("# ")
+
+
+def to_html(table: pd.DataFrame, digits: int) -> str:
+    """Return an HTML table with floats rounded to `digits` and missing values as a dash.
+
+    Cells are marked as short or long, so that the style sheet can keep a browser from wrapping a long text after every
+    word. Column names may wrap after an underscore, because a table that is too wide for the paper shrinks the whole
+    print.
+    """
+    html = (
+        table.astype(object)
+        .map(lambda value: format_cell(value, digits))
+        .to_html(index=False, border=0, justify="left")
+        .replace("<th>", '<th scope="col">')
+    )
+    html = re.sub(r"(?<=_)(?=[^<>]*</th>)", "<wbr>", html)
+    html = re.sub(r"<td>([^<]{1,24})</td>", r'<td class="short">\1</td>', html)
+    return re.sub(r"<td>([^<]{50,})</td>", r'<td class="long">\1</td>', html)
+
+
+# --- Tables -----------------------------------------------------------------------------------------------------------
 
 
 def make_anchors_table(summary: pd.DataFrame) -> pd.DataFrame:
@@ -191,41 +258,3 @@ def _replace_block(text: str, page: str, begin: str, end: str, table: str) -> st
         raise ValueError(f"docs/{page} must have the lines {begin} and {end} once each; restore them")
     before, rest = text.split(begin)
     return f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
-
-
-def _read_title(name: str) -> str:
-    """Return the title of a notebook, which is its question; the name itself when there is no such notebook."""
-    notebook = PROJECT_ROOT / "notebooks" / f"{name}.ipynb"
-    if not notebook.is_file():
-        return name.replace("_", " ")
-    first = json.loads(notebook.read_text(encoding="utf8"))["cells"][0]["source"]
-    return "".join(first).splitlines()[0].lstrip("# ")
-
-
-def _page_artifact(reports: Path, artifact: dict) -> dict:
-    """An artifact with what the page shows of it: the picture as a data URI, or the table as HTML."""
-    if artifact["kind"] == "figure":
-        png = (reports / "figures" / f"{artifact['name']}.png").read_bytes()
-        data = {"image/png": base64.b64encode(png).decode()}
-        shrink_picture(data)
-        [(kind, picture)] = data.items()
-        return artifact | {"src": f"data:{kind};base64,{picture}"}
-    table = pd.read_csv(reports / "tables" / f"{artifact['name']}.csv", keep_default_na=False, na_values=[""])
-    return artifact | {"html": to_html(table, artifact["digits"])}
-
-
-def to_html(table: pd.DataFrame, digits: int) -> str:
-    """An HTML table with floats rounded to `digits` and missing values as a dash.
-
-    Cells are marked as short or long, lest a browser squeezes a sentence or a name into a column one word wide. Column
-    names may break after an underscore, so that wide tables fit on paper: one that does not shrinks the whole print.
-    """
-    html = (
-        table.astype(object)
-        .map(lambda value: format_cell(value, digits))
-        .to_html(index=False, border=0, justify="left")
-        .replace("<th>", '<th scope="col">')
-    )
-    html = re.sub(r"(?<=_)(?=[^<>]*</th>)", "<wbr>", html)
-    html = re.sub(r"<td>([^<]{1,24})</td>", r'<td class="short">\1</td>', html)
-    return re.sub(r"<td>([^<]{50,})</td>", r'<td class="long">\1</td>', html)
