@@ -1,7 +1,7 @@
-# Sets up the Python environment in .venv, once. Sourced by run_all.sh and run_tests.sh, which then find
-#   $root    the project's folder
+# Sets up the Python environment in .venv the first time. run_all.sh and run_tests.sh source this file. It sets
+#   $root    the project folder
 #   $python  the Python to use
-# FER_PYTHON=/path/to/python uses that environment as it is (conda's, for example) and sets up nothing.
+# With FER_PYTHON=/path/to/python it uses that Python, for example conda's, and installs nothing.
 # All messages go to stderr.
 
 root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -13,7 +13,7 @@ stop() {
     exit 2
 }
 
-# Tried, not just looked for: a launcher such as pyenv's may have no Python behind it.
+# Starts the Python instead of only looking for it, because a launcher such as pyenv's may have no Python behind it.
 is_supported() {
     "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
 }
@@ -36,7 +36,8 @@ check_disk() {
     free=$(df -Pk "$root" | awk 'NR == 2 { print $4 }')
     used=$(du -sk "$venv" 2>/dev/null | cut -f1)
     [ $((free + ${used:-0})) -ge $((gigabytes_needed * 1000000)) ] ||
-        stop "the environment needs $gigabytes_needed GB and $root has $((free / 1000000)) GB free; make room and run again"
+        stop "the environment needs $gigabytes_needed GB of disk space, but only $((free / 1000000)) GB are free at" \
+            "$root; free some space and run again"
 }
 
 make_venv() {
@@ -44,15 +45,16 @@ make_venv() {
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         if command -v uv >/dev/null; then
             uv venv --quiet --seed --allow-existing --python '>=3.10,<3.13' "$venv" ||
-                stop "uv could not make $venv, see above"
+                stop "uv could not create $venv, see above"
         else
             base=$(find_python) || exit
             "$base" -c 'import venv, ensurepip' 2>/dev/null ||
                 stop "$base has no venv module; install it (Debian, Ubuntu: sudo apt install python3-venv)"
-            "$base" -m venv "$venv" || stop "$venv could not be made, see above"
+            "$base" -m venv "$venv" || stop "$venv could not be created, see above"
         fi
     fi
-    is_supported "$venv/bin/python" || stop "$venv has a Python outside 3.10-3.12; delete that folder and run again"
+    is_supported "$venv/bin/python" ||
+        stop "$venv does not have Python 3.10, 3.11 or 3.12; delete that folder and run again"
 }
 
 install() {
@@ -63,7 +65,7 @@ install() {
     fi
 }
 
-# What a complete environment was made from, and where.
+# Prints what a complete environment is made from, and for which folder.
 marker() {
     echo "$root"
     cat "$root/requirements.lock" "$root/pyproject.toml" | cksum
@@ -76,20 +78,21 @@ is_set_up() {
 set_up() {
     local error
     if [ -e "$venv/complete" ] && [ "$(head -n 1 "$venv/complete")" != "$root" ]; then
-        stop "$venv was made in another folder and does not survive being moved; delete it and run again"
+        stop "$venv was created in another folder and cannot be moved; delete it and run again"
     fi
     check_platform
     check_disk
-    echo "Setting up $venv (the first time: some minutes, 3 GB to download)..." >&2
-    rm -f "$venv/complete" # an interrupted installation must not look complete
+    echo "Setting up $venv (the first time this takes a few minutes and downloads 3 GB)..." >&2
+    rm -f "$venv/complete" # so that an interrupted installation does not look complete
     make_venv
-    # The lock names all that is needed. grad-cam also asks for a second OpenCV, which would overwrite files of the first.
+    # The lock file lists every package. With dependencies, pip would also install the second OpenCV that grad-cam asks
+    # for, which overwrites files of the first.
     install --no-deps -r "$root/requirements.lock" ||
         stop "the packages could not be installed, see above; check the network connection and run again"
-    # Editable: JupyterLab and the runner both import fer_utils from this folder.
+    # Editable, so that JupyterLab and the runner import fer_utils from this folder.
     install --no-deps --no-build-isolation -e "$root" || stop "fer_utils could not be installed, see above"
     error=$("$venv/bin/python" -c 'import cv2' 2>&1) ||
-        stop "OpenCV cannot be loaded (${error##*$'\n'}); Debian, Ubuntu: sudo apt install libgl1 libglib2.0-0"
+        stop "OpenCV cannot be imported (${error##*$'\n'}); Debian, Ubuntu: sudo apt install libgl1 libglib2.0-0"
     marker >"$venv/complete"
     echo "The environment is ready." >&2
 }
@@ -103,7 +106,8 @@ if [ -n "${FER_PYTHON:-}" ]; then
 else
     python=$venv/bin/python
     if ! is_set_up; then
-        # Of two first calls at once the second waits, where there is flock (not on a Mac), and then has nothing to do.
+        # If two scripts start at once, the second waits until the first has set up the environment. Without flock, as
+        # on a Mac, it does not wait.
         (flock 9 2>/dev/null || true; is_set_up || set_up) 9<"${BASH_SOURCE[0]}" || exit
     fi
 fi

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fer_utils.pipeline.meaning import cell_meaning, module_hashes, module_meaning
+from fer_utils.pipeline.code_hash import hash_modules, normalize_cell, normalize_module
 from fer_utils.pipeline.notebooks import CodeCell
 
 SOURCES = {  # module of a package -> its source
@@ -54,7 +54,7 @@ def test_modules_that_a_cell_imports(tmp_path: Path, source: str, modules: str) 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     expected = {f"fer_utils/{name}.py" for name in modules.split()}
-    assert set(module_hashes([CodeCell(source, ())], package)) == expected
+    assert set(hash_modules([CodeCell(source, ())], package)) == expected
 
 
 def test_module_of_a_sub_package_counts_by_what_it_does(tmp_path: Path) -> None:
@@ -63,13 +63,13 @@ def test_module_of_a_sub_package_counts_by_what_it_does(tmp_path: Path) -> None:
     hashes = []
     for source in (MODULE, MODULE.replace("of a square", "of one square"), MODULE.replace("side**2", "side**3")):
         leaf.write_text(source)
-        hashes.append(module_hashes([CodeCell("from fer_utils.sub import leaf", ())], tmp_path / "fer_utils"))
+        hashes.append(hash_modules([CodeCell("from fer_utils.sub import leaf", ())], tmp_path / "fer_utils"))
     assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_every_module_of_this_package_is_found() -> None:
     package = Path(__file__).parent.parent / "fer_utils"
-    assert "fer_utils/pipeline/runner.py" in module_hashes([CodeCell("import fer_utils.pipeline.runner", ())], package)
+    assert "fer_utils/pipeline/runner.py" in hash_modules([CodeCell("import fer_utils.pipeline.runner", ())], package)
 
 
 # --- What code does ---------------------------------------------------------------------------------------------------
@@ -88,13 +88,15 @@ def test_every_module_of_this_package_is_found() -> None:
 )
 def test_words_and_layout_do_not_count(before: str, after: str) -> None:
     assert before in MODULE
-    assert module_meaning(MODULE) == module_meaning(MODULE.replace(before, after))
+    assert normalize_module(MODULE) == normalize_module(MODULE.replace(before, after))
     cell = MODULE.replace('"""What it is for."""', "%matplotlib inline")
-    assert cell_meaning(cell) == cell_meaning(cell.replace(before, after))
+    assert normalize_cell(cell) == normalize_cell(cell.replace(before, after))
 
 
 def test_docstring_may_take_the_place_of_pass() -> None:
-    assert module_meaning("class Error(Exception):\n    pass") == module_meaning("class Error(Exception):\n    'Doc.'")
+    assert normalize_module("class Error(Exception):\n    pass") == normalize_module(
+        "class Error(Exception):\n    'Doc.'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_docstring_may_take_the_place_of_pass() -> None:
     ],
 )
 def test_what_a_cell_does_counts(before: str, after: str) -> None:
-    assert cell_meaning(before) != cell_meaning(after)
+    assert normalize_cell(before) != normalize_cell(after)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_what_a_cell_does_counts(before: str, after: str) -> None:
     ],
 )
 def test_spellings_of_the_same_cell_are_one(source: str, same: str) -> None:
-    assert cell_meaning(source) == cell_meaning(same)
+    assert normalize_cell(source) == normalize_cell(same)
 
 
 def test_meaning_is_the_same_text_in_every_version_of_python() -> None:
@@ -153,4 +155,4 @@ class A(B, metaclass=C):
 try: pass
 except F as e: raise e from None
 """
-    assert hashlib.sha256(module_meaning(source).encode()).hexdigest()[:16] == "f6f392d32a9eeaa4"
+    assert hashlib.sha256(normalize_module(source).encode()).hexdigest()[:16] == "f6f392d32a9eeaa4"

@@ -27,8 +27,16 @@ from PIL import Image
 from fer_utils.data import FER2013
 from fer_utils.errors import DataError
 from fer_utils.paths import PROJECT_ROOT
-from fer_utils.pipeline import execution, freshness, planning, publish, runner
-from fer_utils.pipeline.notebooks import CodeCell, UsageError, assign_overrides, check_value, declared_parameters, typed
+from fer_utils.pipeline import cli, execution, freshness, planning, publish, runner
+from fer_utils.pipeline.lock import project_lock
+from fer_utils.pipeline.notebooks import (
+    CodeCell,
+    UsageError,
+    assign_overrides,
+    check_value,
+    parse_value,
+    read_parameters,
+)
 from fer_utils.pipeline.provenance import code_state
 from fer_utils.pipeline.stages import Stage
 
@@ -110,7 +118,7 @@ class Project:
             stack.enter_context(patch.object(planning, "load_data", lambda path: print(f"loading {path}") or faces))
             stack.enter_context(patch.object(planning, "find_data", self.find_data))
             stack.enter_context(patch.dict(sys.modules, {"fer_utils.pipeline.page": report}))
-            return runner.main(argv, self.root, self.stages)
+            return cli.main(argv, self.root, self.stages)
 
     def find_data(self, wanted: object) -> Path | None:
         return None if wanted == "sample" else self.root / "archive.zip"
@@ -505,9 +513,9 @@ def test_votes_of_ferplus_count_where_they_are_read(finished: Project, capsys: p
 
 
 def test_plan_names_three_of_many_changed_files() -> None:
-    old = freshness.dependencies([], {}, Path("none"), "data", "cpu", {f"{n}.csv": "before" for n in range(5)})
+    old = freshness.gather_dependencies([], {}, Path("none"), "data", "cpu", {f"{n}.csv": "before" for n in range(5)})
     new = old | {"inputs": {file: "after" for file in old["inputs"]}}
-    assert freshness.differences(old, new) == ["needed files 0.csv, 1.csv, 2.csv and 2 more changed"]
+    assert freshness.describe_changes(old, new) == ["needed files 0.csv, 1.csv, 2.csv and 2 more changed"]
 
 
 def test_stage_depends_on_the_files_that_it_reads_and_no_others(finished: Project) -> None:
@@ -662,7 +670,7 @@ def test_small_derived_file_comes_with_the_clone(finished: Project, capsys: pyte
         cell(TRAIN + "write('checkpoints/landmarks.npz', 'points')"),
         parameters="epochs = 1\nlr = 0.1\nseeds = [0]",
     )
-    look = "from fer_utils.paths import published\npath = published(inputs, '02_train', 'landmarks.npz')"
+    look = "from fer_utils.paths import find_artifact\npath = find_artifact(inputs, '02_train', 'landmarks.npz')"
     finished.write_notebook("03_look", cell(f"{BEGIN}\n{look}\nwrite('tables/03_look.csv', path.read_text())"))
     assert finished.run("--only", "01,02") == 0
     assert finished.published()["reports/derived/landmarks.npz"] == "points"
@@ -682,7 +690,10 @@ def test_derived_file_that_is_too_large_for_git(finished: Project, capsys: pytes
     before = finished.published()
     finished.write_notebook("01_count", cell(COUNT), cell("write('checkpoints/landmarks.npz', 'x' * 2_100_000)"))
     assert finished.run("--only", "01") == 1
-    assert "01_count FAILED at its end: landmarks.npz has 2.1 MB, and git keeps up to 2 MB" in capsys.readouterr().out
+    assert (
+        "01_count FAILED at its end: landmarks.npz has 2.1 MB, and the limit for files in git is 2 MB"
+        in capsys.readouterr().out
+    )
     assert finished.published() == before
 
 
@@ -698,7 +709,7 @@ def flip_one_byte(path: Path) -> None:
 
 def test_verify_finds_one_flipped_byte_in_any_published_file(finished: Project, capsys: pytest.CaptureFixture) -> None:
     assert finished.main("--verify") == 0
-    assert capsys.readouterr().out == "All files of 2 manifests are as recorded.\n"
+    assert capsys.readouterr().out == "All files of 2 manifests match their records.\n"
     for file in finished.published():
         before = (finished.root / file).read_bytes()
         flip_one_byte(finished.root / file)
@@ -760,7 +771,7 @@ def test_report_keeps_what_is_known_of_stages_without_a_record(finished: Project
 
 def test_report_that_cannot_be_built_leaves_the_earlier_one(finished: Project, capsys: pytest.CaptureFixture) -> None:
     before = finished.published()
-    with patch.object(runner, "make_report", side_effect=ValueError("a manifest is damaged")):
+    with patch.object(cli, "make_report", side_effect=ValueError("a manifest is damaged")):
         assert finished.main("--report") == 1
     assert capsys.readouterr().err == "run_all.sh: the report cannot be built: a manifest is damaged\n"
     assert finished.published() == before
@@ -783,7 +794,7 @@ def test_report_and_verify_refuse_options_of_a_run(
     finished: Project, capsys: pytest.CaptureFixture, option: str, others: list[str], named: str
 ) -> None:
     assert finished.main(option, *others) == 2
-    sentence = f"{option} only looks at what is published and runs nothing; leave out {named}"
+    sentence = f"{option} only works on published results and runs nothing; leave out {named}"
     assert capsys.readouterr().err == f"run_all.sh: {sentence}\n"
 
 
@@ -804,17 +815,17 @@ def test_report_and_verify_refuse_options_of_a_run(
         (["-p", "seeds=1"], "seeds must be a value like [0]"),
         (["-p", "seeds=[]"], "at least one seed"),
         (["-p", "epochs"], "write it as NAME=VALUE"),
-        (["-p", "out=elsewhere"], "set by the options --data, --rafdb, --profile and --device"),
-        (["--only", ""], "there is no stage ''; there are 01_count, 02_train"),
-        (["--dry-run", "--download"], "--dry-run starts nothing, not even a download"),
-        (["--only", "7"], "there is no stage '7'; there are 01_count, 02_train"),
+        (["-p", "out=elsewhere"], "-p out: use the options --data, --rafdb, --profile and --device"),
+        (["--only", ""], "there is no stage ''; the stages are 01_count, 02_train"),
+        (["--dry-run", "--download"], "--dry-run does not download anything; leave out --download or --dry-run"),
+        (["--only", "7"], "there is no stage '7'; the stages are 01_count, 02_train"),
         (
             ["--only", "2"],
             "02_train needs reports/tables/01_*.csv of 01_count, which is missing; run that stage as well",
         ),
         (["--profile", "sample", "--data", "archive.zip"], "--profile sample always uses the embedded sample"),
-        (["--rafdb", "basic"], "no notebook of this run uses RAF-DB; 11_local_global does"),
-        (["-p", "rafdb=basic"], "set by the options --data, --rafdb"),
+        (["--rafdb", "basic"], "no notebook of this run uses RAF-DB; only 11_local_global does"),
+        (["-p", "rafdb=basic"], "-p rafdb: use the options --data, --rafdb"),
     ],
 )
 def test_bad_usage(project: Project, capsys: pytest.CaptureFixture, argv: list[str], message: str) -> None:
@@ -865,28 +876,28 @@ def test_download_that_fails(project: Project, capsys: pytest.CaptureFixture) ->
 
 def test_data_path_is_taken_from_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert planning.wanted_data(runner.parse_options(["--data", "my/archive.zip"])) == tmp_path / "my/archive.zip"
+    assert planning.choose_data(cli.parse_options(["--data", "my/archive.zip"])) == tmp_path / "my/archive.zip"
 
 
 def test_values_are_typed_like_the_default() -> None:
-    assert typed("lr", "1e-3", 0.1) == 0.001
-    assert repr(typed("lr", "1", 0.1)) == "1.0"
-    assert typed("flag", "false", True) is False
-    assert typed("seeds", "0,1", [0]) == [0, 1]
-    assert typed("name", "3", "lenet") == "3"
-    assert typed("limit", "3", None) == 3
+    assert parse_value("lr", "1e-3", 0.1) == 0.001
+    assert repr(parse_value("lr", "1", 0.1)) == "1.0"
+    assert parse_value("flag", "false", True) is False
+    assert parse_value("seeds", "0,1", [0]) == [0, 1]
+    assert parse_value("name", "3", "lenet") == "3"
+    assert parse_value("limit", "3", None) == 3
     for name, text, default in [("flag", "1", True), ("seeds", "['a']", [0]), ("epochs", "True", 1)]:
         with pytest.raises(UsageError, match=name):
-            typed(name, text, default)
+            parse_value(name, text, default)
     with pytest.raises(UsageError, match="batch_size must be 1 or more"):
         check_value("batch_size", -4)
 
 
 def test_parameters_cell_with_more_than_literals() -> None:
-    assert declared_parameters([CodeCell("# comment\nlr = -1e-3", ("parameters",))]) == {"lr": -1e-3}
+    assert read_parameters([CodeCell("# comment\nlr = -1e-3", ("parameters",))]) == {"lr": -1e-3}
     for source in ("import os", "x = os.cpu_count()", "x = (", "x: int = 1"):
-        with pytest.raises(UsageError, match="assignments of literals only"):
-            declared_parameters([CodeCell(source, ("parameters",))])
+        with pytest.raises(UsageError, match="may only assign literals"):
+            read_parameters([CodeCell(source, ("parameters",))])
 
 
 def test_override_goes_to_the_notebooks_that_declare_it() -> None:
@@ -901,7 +912,8 @@ def test_stage_with_a_parameter_that_its_notebook_lacks(project: Project, capsys
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "is missing"), ("<html>", "is not a notebook"), ("{}", "is not a notebook")]
+    ("content", "message"),
+    [(None, "is missing"), ("<html>", "is not a valid notebook"), ("{}", "is not a valid notebook")],
 )
 def test_notebook_that_cannot_be_read(
     project: Project, capsys: pytest.CaptureFixture, content: str | None, message: str
@@ -929,7 +941,7 @@ def test_folder_that_cannot_be_written(finished: Project, capsys: pytest.Capture
 def test_full_disk(finished: Project, capsys: pytest.CaptureFixture) -> None:
     with patch.object(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=3e8)):
         assert finished.run("--force") == 2
-    assert "only 0.3 GB are free" in capsys.readouterr().err
+    assert "only 0.3 GB of disk space are free" in capsys.readouterr().err
     assert len(finished.runs()) == 2
 
 
@@ -971,7 +983,7 @@ def test_link_in_place_of_the_lock_is_not_followed(tmp_path: Path, content: str 
     lock.symlink_to(target)
     if content:
         target.write_text(content)
-    with pytest.raises(runner.UsageError, match="lock is a link; delete it"), runner.one_at_a_time(tmp_path):
+    with pytest.raises(UsageError, match="lock is a link; delete it"), project_lock(tmp_path):
         pass
     assert (target.read_text() if target.exists() else None) == content
 
@@ -980,7 +992,7 @@ def test_link_in_place_of_the_pid_is_replaced(tmp_path: Path) -> None:
     target, pid = tmp_path / "target", tmp_path / "outputs/work/pid"
     pid.parent.mkdir(parents=True)
     pid.symlink_to(target)
-    with runner.one_at_a_time(tmp_path):
+    with project_lock(tmp_path):
         assert pid.read_text() == str(os.getpid())
     assert not target.exists() and not pid.is_symlink()
 
@@ -991,13 +1003,13 @@ def test_link_in_place_of_the_pid_is_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "tags", "message"),
     [
-        ("1 / 0", (), "code cell 4 (which begins with '1 / 0'): ZeroDivisionError: division by zero"),
-        ("import sys; sys.exit(0)", (), "code cell 4 (which begins with 'import sys; sys.exit(0)'): SystemExit: 0"),
-        ("x = 1", ("skip-execution",), "code cell 4 (which begins with 'x = 1'): it was not executed"),
-        ("import os; os._exit(0)", (), "code cell 4 (which begins with 'import os; os._exit(0)'): the kernel died"),
+        ("1 / 0", (), "code cell 4 (first line: '1 / 0'): ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(0)", (), "code cell 4 (first line: 'import sys; sys.exit(0)'): SystemExit: 0"),
+        ("x = 1", ("skip-execution",), "code cell 4 (first line: 'x = 1'): it was not executed"),
+        ("import os; os._exit(0)", (), "code cell 4 (first line: 'import os; os._exit(0)'): the kernel died"),
         (
             *("import time; time.sleep(60)", ()),
-            "code cell 4 (which begins with 'import time; time.sleep(60)'): it ran longer than 0.05 minutes",
+            "code cell 4 (first line: 'import time; time.sleep(60)'): it ran longer than 0.05 minutes",
         ),
         ("(out / 'tables/01_count.csv').write_text('')", (), "its end: it did not write tables/01_count.csv"),
     ],
@@ -1033,7 +1045,7 @@ def test_stage_runs_on_results_that_came_with_the_project(finished: Project, cap
     shutil.rmtree(finished.root / "outputs")
     (finished.root / "reports/figures/01_count.csv").unlink()
     assert finished.run("--only", "02") == 0
-    assert "Taken as published: results of 01_count\n" in capsys.readouterr().out
+    assert "Uses published results of: 01_count\n" in capsys.readouterr().out
     assert finished.runs()[2:] == ["02_train"]
     assert plan_of(finished, capsys, "--only", "02") == {"02_train": UP}
     (finished.root / "reports/tables/01_count.csv").write_text("n\n2\n")
@@ -1115,8 +1127,8 @@ def test_killed_forced_run_goes_on_as_well(slow: tuple, capsys: pytest.CaptureFi
     project, process, _ = slow
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
-    [begun] = project.root.rglob("01_count/begun.json")
-    depends = json.loads(begun.read_text())
+    [start_file] = project.root.rglob("01_count/start.json")
+    depends = json.loads(start_file.read_text())
     depends.pop("device")
     record = record_of(project, "01_count")  # as if this very code had been published before
     freshness.write_manifest(
@@ -1135,7 +1147,7 @@ def test_interrupted_run(slow: tuple, capsys: pytest.CaptureFixture, signal_numb
     project, process, kernel = slow
     before = project.published()
     assert project.run() == 2
-    assert f"another run is at work here (pid {process.pid})" in capsys.readouterr().err
+    assert f"another run is in progress here (pid {process.pid})" in capsys.readouterr().err
     process.send_signal(signal_number)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130, output
@@ -1143,7 +1155,7 @@ def test_interrupted_run(slow: tuple, capsys: pytest.CaptureFixture, signal_numb
     assert "Traceback" not in output
     assert is_gone(kernel)
     assert project.published() == before
-    with runner.one_at_a_time(project.root):
+    with project_lock(project.root):
         pass
 
 
@@ -1195,7 +1207,7 @@ def test_notebook_that_papermill_cannot_write(project: Project, capsys: pytest.C
     with patch("papermill.engines.write_ipynb", write_half):
         assert project.run("--only", "01") == 1
     output = capsys.readouterr().out
-    assert "01_count FAILED at a cell that is not known: papermill gave up (OSError: [Errno 28] No space left" in output
+    assert "01_count FAILED at an unknown cell: papermill stopped with OSError: [Errno 28] No space left" in output
 
 
 def test_publishing_that_fails_is_a_failed_stage(finished: Project, capsys: pytest.CaptureFixture) -> None:
@@ -1243,7 +1255,7 @@ def test_rafdb_goes_to_the_notebook_that_knows_it(
     plan = plan_of(knows_rafdb, capsys, "--rafdb", "basic")
     assert plan == {"01_count": "up to date", "02_train": "data zip f00d -> zip f00d, rafdb cafe"}
     assert knows_rafdb.run("--rafdb", "basic") == 0
-    assert "RAF-DB for: 02_train" in capsys.readouterr().out
+    assert "RAF-DB is used by: 02_train" in capsys.readouterr().out
     assert set(read) == {str(knows_rafdb.root / "mine" / "basic")}
     executed = (knows_rafdb.root / "outputs/02_train.ipynb").read_text()
     assert "RAF-DB at basic" in executed and str(knows_rafdb.root) not in executed

@@ -17,10 +17,13 @@ from helpers import toy_faces
 from test_pipeline import BEGIN, Project, cell, is_gone, make_project, wait_for
 
 from fer_utils.device import set_seed
-from fer_utils.pipeline import execution, planning, runner, schedule
-from fer_utils.pipeline.planning import Planned
+from fer_utils.pipeline import console, execution, planning, runner, schedule
+from fer_utils.pipeline.console import LiveLines, read_last_line
+from fer_utils.pipeline.lock import project_lock
+from fer_utils.pipeline.notebooks import UsageError
+from fer_utils.pipeline.planning import PlannedStage
 from fer_utils.pipeline.publish import Folders, publish, remove_leftovers
-from fer_utils.pipeline.schedule import DONE, FAILED, Board, Outcome, last_line, run_together
+from fer_utils.pipeline.schedule import DONE, FAILED, Outcome, ParallelRun
 from fer_utils.pipeline.stages import Stage
 from fer_utils.training import Run, TrainConfig, fit, fit_all
 from fer_utils.training.loop import DEADLINE, OutOfTime
@@ -28,9 +31,9 @@ from fer_utils.training.loop import DEADLINE, OutOfTime
 # ---- The plan ----
 
 
-def planned(name: str, minutes: float, *needs: str, resumes: bool = False) -> Planned:
+def planned(name: str, minutes: float, *needs: str, resumes: bool = False) -> PlannedStage:
     stage = Stage(name, (), dict.fromkeys(("sample", "cpu", "full"), minutes), {n: () for n in needs}, resumes=resumes)
-    return Planned(stage, ["first run"], minutes)
+    return PlannedStage(stage, ["first run"], minutes)
 
 
 DIAMOND = [
@@ -42,25 +45,27 @@ DIAMOND = [
 
 
 def test_the_longest_chain_is_what_no_number_of_jobs_shortens():
-    assert planning.longest_chain(DIAMOND) == ["01_a", "02_b", "04_d"]
-    assert planning.chain_lengths(DIAMOND) == {"04_d": 1, "03_c": 4, "02_b": 10, "01_a": 12}
+    assert planning.find_longest_chain(DIAMOND) == ["01_a", "02_b", "04_d"]
+    assert planning.estimate_chains(DIAMOND) == {"04_d": 1, "03_c": 4, "02_b": 10, "01_a": 12}
 
 
 @pytest.mark.parametrize("jobs, minutes", [(1, 15), (2, 12), (9, 12)])
 def test_expected_time(jobs, minutes):
-    assert planning.expected_length(DIAMOND, jobs) == minutes
+    assert planning.estimate_total_minutes(DIAMOND, jobs) == minutes
 
 
 def test_expected_time_of_what_is_independent():
     plan = [planned(f"0{i}_x", minutes) for i, minutes in enumerate((5, 1, 4, 3), 1)]
-    assert [planning.expected_length(plan, jobs) for jobs in (1, 2, 3)] == [13, 7, 5]  # the longest first
+    assert [planning.estimate_total_minutes(plan, jobs) for jobs in (1, 2, 3)] == [13, 7, 5]  # the longest first
 
 
 def test_the_plan_says_when_it_ends_and_what_takes_longest():
-    assert planning.describe_time([], 2) == "Nothing to do: all is up to date."
-    assert planning.describe_time(DIAMOND, 1).startswith("Expected time: 15 min, until ")
-    said = planning.describe_time(DIAMOND, 2)
-    assert said.startswith("Expected time, 2 at once: 12 min, until ") and said.endswith("01 -> 02 -> 04 (12 min).")
+    assert console.describe_time([], 2) == "Nothing to do: all is up to date."
+    assert console.describe_time(DIAMOND, 1).startswith("Expected time: 15 min, until ")
+    text = console.describe_time(DIAMOND, 2)
+    assert text.startswith("Expected time with 2 notebooks at once: 12 min, until ") and text.endswith(
+        "01 -> 02 -> 04 (12 min)."
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,7 +73,7 @@ def test_the_plan_says_when_it_ends_and_what_takes_longest():
     [(5, False, 6, True), (5, False, 4, False), (500, True, 4, True), (500, True, 1, False), (0.5, True, 1, True)],
 )
 def test_what_cannot_finish_is_not_started_unless_it_can_resume(minutes, resumes, left, is_started):
-    reason = schedule.cannot_finish(planned("01_a", minutes, resumes=resumes), time.time() + 60 * left)
+    reason = schedule.explain_short_time(planned("01_a", minutes, resumes=resumes), time.time() + 60 * left)
     assert (reason == "") == is_started and ("is left" in reason) == (not is_started)
 
 
@@ -79,10 +84,10 @@ class Trace:
     """Stand-ins for notebooks: each notes when it starts and ends."""
 
     def __init__(self, folder: Path, seconds: float = 0.3) -> None:
-        self.folder, self.seconds, self.said = folder, seconds, []
+        self.folder, self.seconds, self.lines = folder, seconds, []
 
-    def attempt(self, planned: Planned, log: Path) -> Outcome:
-        name = planned.stage.name
+    def run_stage(self, item: PlannedStage, log: Path) -> Outcome:
+        name = item.name
         log.write_text(f"{name} trains\n")
         (self.folder / f"{name}.start").write_text(f"{time.monotonic()} {os.environ['OMP_NUM_THREADS']}")
         time.sleep(self.seconds)
@@ -93,14 +98,15 @@ class Trace:
             os._exit(7)
         return Outcome(DONE, "is done")
 
-    def run(self, plan: list[Planned], jobs: int = 2) -> dict[str, Outcome]:
-        def may_start(planned, ended):
-            missing = [need for need in planned.stage.needs if ended[need].status != DONE]
+    def run(self, plan: list[PlannedStage], jobs: int = 2) -> dict[str, Outcome]:
+        def refuse(item, outcomes):
+            missing = [need for need in item.stage.needs if outcomes[need].status != DONE]
             return Outcome(FAILED, f"is skipped: it needs {missing[0]}") if missing else None
 
-        return run_together(
-            plan, jobs, self.attempt, may_start, lambda name: self.folder / f"{name}.log", self.said.append
-        )
+        def log_path(name):
+            return self.folder / f"{name}.log"
+
+        return ParallelRun(plan, jobs, self.run_stage, refuse, log_path, self.lines.append).run()
 
     def time(self, event: str) -> float:
         return float((self.folder / event).read_text().split()[0])
@@ -112,7 +118,7 @@ def test_what_needs_nothing_of_each_other_runs_at_once_and_the_rest_in_order(tmp
     for first, then in (("01_a", "02_b"), ("01_a", "03_c"), ("02_b", "04_d"), ("03_c", "04_d")):
         assert trace.time(f"{first}.end") <= trace.time(f"{then}.start")
     assert trace.time("03_c.start") < trace.time("02_b.end") and trace.time("02_b.start") < trace.time("03_c.end")
-    assert trace.said[0].startswith("01_a starts") and trace.said[-1] == "04_d is done"
+    assert trace.lines[0].startswith("01_a starts") and trace.lines[-1] == "04_d is done"
 
 
 def test_no_more_than_jobs_run_at_once_and_share_the_cores(tmp_path):
@@ -125,15 +131,17 @@ def test_no_more_than_jobs_run_at_once_and_share_the_cores(tmp_path):
     assert int(threads) == max(1, len(os.sched_getaffinity(0)) // 2)
 
 
-@pytest.mark.parametrize("ending, said", [("bad", "FAILED at its end"), ("killed", "its process died (exit code 7)")])
-def test_one_that_fails_leaves_the_others_alone(tmp_path, ending, said):
+@pytest.mark.parametrize(
+    "ending, message", [("bad", "FAILED at its end"), ("killed", "its process died (exit code 7)")]
+)
+def test_one_that_fails_leaves_the_others_alone(tmp_path, ending, message):
     trace = Trace(tmp_path)
     bad = f"01_{ending}"
-    ended = trace.run([planned(bad, 1), planned("02_good", 1), planned("03_needs", 1, bad), planned("04_free", 1)])
-    assert {name: outcome.status for name, outcome in ended.items()} == {
+    outcomes = trace.run([planned(bad, 1), planned("02_good", 1), planned("03_needs", 1, bad), planned("04_free", 1)])
+    assert {name: outcome.status for name, outcome in outcomes.items()} == {
         bad: FAILED, "02_good": DONE, "03_needs": FAILED, "04_free": DONE
     }  # fmt: skip
-    assert said in ended[bad].text and ended["03_needs"].text == f"is skipped: it needs {bad}"
+    assert message in outcomes[bad].text and outcomes["03_needs"].text == f"is skipped: it needs {bad}"
     assert not (tmp_path / "03_needs.start").exists()
 
 
@@ -152,24 +160,24 @@ def test_an_interrupt_ends_all_of_them(tmp_path):
 
 def test_the_last_line_is_what_a_reader_would_see(tmp_path):
     log = tmp_path / "a.log"
-    assert last_line(log) == ""
+    assert read_last_line(log) == ""
     log.write_bytes(b"first\n\x1b[31mepoch 3/9\x1b[0m  val 40 %\r\n\n  \n")
-    assert last_line(log) == "epoch 3/9  val 40 %"
+    assert read_last_line(log) == "epoch 3/9  val 40 %"
     log.write_bytes(b"x" * 10_000 + b"\xff\n")
-    assert 4000 < len(last_line(log)) < 4200
+    assert 4000 < len(read_last_line(log)) < 4200
 
 
 def test_without_a_terminal_a_line_appears_now_and_then_when_it_has_changed(tmp_path):
-    log, said = tmp_path / "04.log", []
-    board = Board(said.append, seconds=0.2)
+    log, lines = tmp_path / "04.log", []
+    live_lines = LiveLines(lines.append, seconds=0.2)
     for text in ("epoch 1", "epoch 2", "epoch 2"):
         log.write_text(text)
-        board.show({"04": log})
+        live_lines.update({"04": log})
         time.sleep(0.15)
-    board.show({"04": log})
+    live_lines.update({"04": log})
     time.sleep(0.25)
-    board.show({"04": log})
-    assert said == ["  04: epoch 2"]
+    live_lines.update({"04": log})
+    assert lines == ["  04: epoch 2"]
 
 
 class Terminal(io.StringIO):
@@ -182,11 +190,11 @@ def test_on_a_terminal_every_notebook_has_one_line_that_is_redrawn(tmp_path, mon
     log, terminal = tmp_path / "04.log", Terminal()
     log.write_text("epoch 1 " + "long " * 20)
     with contextlib.redirect_stdout(terminal):
-        board = Board(print)
-        board.show({"04": log})
+        live_lines = LiveLines(print)
+        live_lines.update({"04": log})
         log.write_text("epoch 2")
-        board.show({"04": log})
-        board.say("04 is done")
+        live_lines.update({"04": log})
+        live_lines.print_above("04 is done")
     assert terminal.getvalue() == "  04: epoch 1 long long long \n\x1b[1A\x1b[J  04: epoch 2\n\x1b[1A\x1b[J04 is done\n"
 
 
@@ -215,11 +223,13 @@ def project(tmp_path: Path) -> Project:
 
 def test_two_jobs_publish_what_one_would(project, capsys):
     assert project.run("--jobs", "2") == 0
-    said = capsys.readouterr().out
-    assert "Expected time, 2 at once: under 1 min" in said and said.index("02_b starts") < said.index("01_a is done")
+    output = capsys.readouterr().out
+    assert "Expected time with 2 notebooks at once: under 1 min" in output and output.index(
+        "02_b starts"
+    ) < output.index("01_a is done")
     assert {f"reports/tables/{stage.name}.csv" for stage in project.stages} <= project.published().keys()
     assert (project.root / "outputs/work/cpu/01_a.log").read_text().count("working") == 1
-    assert "working" not in said  # it is in the log
+    assert "working" not in output  # it is in the log
     assert project.run("--jobs", "2") == 0
     assert "Nothing to do" in capsys.readouterr().out
 
@@ -227,9 +237,9 @@ def test_two_jobs_publish_what_one_would(project, capsys):
 def test_two_jobs_with_one_that_fails(project, capsys):
     project.write_notebook("01_a", cell("1 / 0"))
     assert project.run("--jobs", "2") == 1
-    said = capsys.readouterr().out
-    assert "01_a FAILED at code cell 2" in said and "03_c is skipped: it needs 01_a" in said
-    assert "FAILED or skipped: 01_a, 03_c." in said and "reports/tables/02_b.csv" in project.published()
+    output = capsys.readouterr().out
+    assert "01_a FAILED at code cell 2" in output and "03_c is skipped: it needs 01_a" in output
+    assert "FAILED or skipped: 01_a, 03_c." in output and "reports/tables/02_b.csv" in project.published()
 
 
 def test_a_stage_that_publishes_leaves_alone_what_another_is_writing(tmp_path):
@@ -259,9 +269,9 @@ def test_a_run_ends_in_time_and_the_next_goes_on(project, capsys):
     started = time.monotonic()
     assert project.run("--minutes", "0.6", "--jobs", "2") == 3
     assert time.monotonic() - started < 60
-    said = capsys.readouterr().out
-    assert "01_a is stopped: the time is up" in said and "02_b is done" in said
-    assert "Out of time. Left to do: 01_a, 03_c; the next ./run_all.sh goes on from here." in said
+    output = capsys.readouterr().out
+    assert "01_a is stopped: the time is up" in output and "02_b is done" in output
+    assert "Out of time. Left to do: 01_a, 03_c. The next ./run_all.sh continues from here." in output
     assert (project.root / "outputs/work/cpu/01_a/training/epochs.txt").exists()
     assert not [p for p in psutil.Process().children(recursive=True) if "ipykernel" in " ".join(p.cmdline())]
     (project.root / "enough.txt").write_text("")
@@ -276,19 +286,19 @@ def test_a_notebook_that_stops_its_training_in_time_has_not_failed(project, caps
 
 
 @pytest.mark.parametrize(
-    "argv, said",
+    "argv, message",
     [
-        (["--jobs", "0"], "0 is not a number of 1 or more"),
+        (["--jobs", "0"], "0 is not a number of at least 1"),
         (["--jobs", "two"], "invalid whole number value"),
-        (["--minutes", "0"], "0 is not a number of 0.1 or more"),
+        (["--minutes", "0"], "0 is not a number of at least 0.1"),
         (["--minutes", "nan"], "nan is not a number"),
         (["--minutes", "inf"], "inf is not a number"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(project, capsys, argv, said):
+def test_numbers_that_make_no_sense_are_refused(project, capsys, argv, message):
     with pytest.raises(SystemExit) as stopped:
         project.run(*argv)
-    assert stopped.value.code == 2 and said in capsys.readouterr().err
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
 SLEEPS = """
@@ -312,7 +322,7 @@ def test_children_of_a_killed_run_end_as_well(tmp_path):
 
 
 def can_lock(root: Path) -> bool:
-    with contextlib.suppress(runner.UsageError), runner.one_at_a_time(root):
+    with contextlib.suppress(UsageError), project_lock(root):
         return True
     return False
 
@@ -350,7 +360,7 @@ def test_training_stops_after_an_epoch_and_goes_on_as_if_nothing_had_been(tmp_pa
 def test_runner_and_training_speak_of_the_same_deadline():
     """The runner does not import torch, so it has these names of its own."""
     assert runner.DEADLINE == DEADLINE
-    assert f'error.ename == "{OutOfTime.__name__}"' in inspect.getsource(execution.run_notebook)
+    assert f'"ename", "") == "{OutOfTime.__name__}"' in inspect.getsource(execution.run_notebook)
 
 
 def test_an_epoch_that_would_end_too_late_is_not_begun(tmp_path, monkeypatch):

@@ -127,6 +127,22 @@ def test_lock_has_one_opencv() -> None:
     assert [line.split("==")[0] for line in REQUIREMENTS if "opencv" in line] == ["opencv-contrib-python"]
 
 
+def test_conda_users_get_the_same_commands_everywhere() -> None:
+    header = (ROOT / "environment.yml").read_text().split("name: fer")[0]
+    commands = [line.removeprefix("#   ") for line in header.splitlines() if line.startswith("#   ")]
+    assert len(commands) == 4
+    assert "```bash\n" + "\n".join(commands) + "\n```" in (ROOT / "docs/running.md").read_text()
+
+
+def test_no_documented_command_installs_a_second_opencv() -> None:
+    """Without --no-deps, pip follows grad-cam to an OpenCV that overwrites files of the one in the lock file."""
+    pages = [ROOT / "README.md", ROOT / "environment.yml", *(ROOT / "docs").glob("*.md")]
+    commands = [line for page in pages for line in page.read_text().splitlines() if "pip install" in line]
+    assert any("--no-deps -e ." in command for command in commands)
+    of_the_project = [line for line in commands if re.search(r" (-e|-r) ", line)]
+    assert not [command for command in of_the_project if "--no-deps" not in command]
+
+
 @pytest.mark.parametrize("how", ["PIP_FAILS", "KILLED"])
 def test_interrupted_installation_is_not_complete(machine: Machine, how: str) -> None:
     machine.run("run_all.sh")
@@ -159,7 +175,7 @@ def test_two_first_calls_at_once_install_once(machine: Machine) -> None:
     [
         ({"OLD_PYTHON": "1"}, "no Python 3.10, 3.11 or 3.12 was found; install one"),
         ({"NO_VENV": "1"}, "python3.11 has no venv module; install it (Debian, Ubuntu: sudo apt install python3-venv)"),
-        ({"FREE_KB": "5000000"}, "the environment needs 8 GB and"),
+        ({"FREE_KB": "5000000"}, "the environment needs 8 GB of disk space, but only 5 GB are free"),
         ({"NO_LIBGL": "1"}, "(ImportError: libGL.so.1: no such file); Debian, Ubuntu: sudo apt install libgl1"),
     ],
 )
@@ -183,7 +199,7 @@ def test_environment_with_an_unsupported_python(machine: Machine) -> None:
     (machine.root / ".venv/complete").unlink()
     code, _, error = machine.run("run_all.sh", OLD_PYTHON="1")
     assert code == 2
-    assert "has a Python outside 3.10-3.12; delete that folder" in error
+    assert "does not have Python 3.10, 3.11 or 3.12; delete that folder" in error
 
 
 def test_moved_project(machine: Machine) -> None:
@@ -191,7 +207,7 @@ def test_moved_project(machine: Machine) -> None:
     machine.root = machine.root.rename(machine.root.with_name("elsewhere"))
     code, _, error = machine.run("run_all.sh")
     assert code == 2
-    assert "was made in another folder" in error
+    assert "was created in another folder and cannot be moved" in error
 
 
 def test_uv_is_used_where_there_is_one(machine: Machine) -> None:

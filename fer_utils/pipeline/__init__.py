@@ -1,14 +1,21 @@
-"""The runner behind ./run_all.sh. In the order in which a run needs them:
+"""The runner behind ./run_all.sh.
 
-stages.py       which notebooks there are, what they need and give, and their parameters per profile
-notebooks.py    reads a notebook's code cells and parameters without running it
-meaning.py      what code does, whatever its words and layout, and which modules it imports
-freshness.py    what a stage depends on, whether it is up to date, and the record of this in its manifest
-planning.py     settles data, profile, device and parameters, and why each stage has to run
-execution.py    runs one notebook with papermill and checks that it really ran; engine.py is its papermill engine
-publish.py      brings what a notebook made to where it belongs
-provenance.py   commit, data, versions and times, for the report
-published.py    the report as a whole: built from what is published, and checked against its records
-page.py         summary, claims, report.html and the tables in docs/, from what all notebooks published
-runner.py       the command line, which puts all of this together
+cli.py           options, exit codes, main
+planning.py      data, profile, device and parameters of a run, and why each stage has to run
+console.py       what is printed: list of stages, plan, messages, live lines
+lock.py          only one run at a time
+runner.py        runs the stages of a plan, one after another
+schedule.py      runs several stages at once
+
+stages.py        the notebooks: what they need and give, and their parameters per profile
+notebooks.py     reads code cells and parameters of a notebook without running it
+execution.py     executes one notebook with papermill, checks and cleans it; engine.py is the papermill engine
+publish.py       copies the files of a finished stage to reports/ and outputs/
+freshness.py     manifests and records: is a stage up to date?
+code_hash.py     hashes of code that ignore comments and layout
+provenance.py    commit, data, versions and device of a run
+
+page.py          the content of the report: summary, claims, report.html, tables in docs/
+report_files.py  builds the report when something changed, and records its files
+verify.py        checks published files against their records
 """

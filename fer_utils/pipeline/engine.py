@@ -1,4 +1,4 @@
-"""The papermill engine of a headless run: how the runner and a notebook's kernel talk to each other."""
+"""The papermill engine that the runner uses: how it talks to the kernel of a notebook."""
 
 import os
 import tempfile
@@ -13,20 +13,20 @@ from fer_utils.widgets import HEADLESS
 
 
 class HeadlessClient(PapermillNotebookClient):
-    """A client that is no front end for Output widgets: what goes into them becomes output of the cell.
+    """A notebook client without Output widgets: what is printed into such a widget becomes output of the cell.
 
-    nbclient would answer such a widget on the channel where it waits for the end of the cell, and now and then miss
-    that end and wait forever (https://github.com/jupyter/nbclient/issues/312).
+    With Output widgets, nbclient sometimes waits forever. It answers the widget on the channel on which it waits for
+    the end of the cell, and may miss that end (https://github.com/jupyter/nbclient/issues/312).
     """
 
     def __init__(self, *arguments: object, sockets: str, **options: object) -> None:
-        """Take the arguments of PapermillNotebookClient. sockets: an empty folder with a short name."""
+        """sockets: an empty folder with a short path. All other arguments are those of PapermillNotebookClient."""
         super().__init__(*arguments, **options)
         self.widget_registry = {}
         self.sockets = sockets
 
     def create_kernel_manager(self) -> KernelManager:
-        """Talk to the kernel through files: two kernels that start at the same moment would choose the same ports."""
+        """Connect to the kernel through socket files, because kernels that start together may choose the same ports."""
         manager = super().create_kernel_manager()
         manager.connection_file = f"{self.sockets}/kernel.json"
         manager.transport, manager.ip = "ipc", f"{self.sockets}/kernel"
@@ -34,7 +34,7 @@ class HeadlessClient(PapermillNotebookClient):
 
 
 class HeadlessEngine(NBClientEngine):
-    """Executes a notebook with HeadlessClient; the kernel finds the variable FER_HEADLESS set."""
+    """Execute a notebook with HeadlessClient, and with FER_HEADLESS=1 in the kernel's environment."""
 
     @classmethod
     def execute_managed_notebook(
@@ -46,7 +46,7 @@ class HeadlessEngine(NBClientEngine):
         cell_seconds: int,
         **_: object,
     ) -> None:
-        """Execute all cells; papermill calls this with its own options and those given to `execute_notebook`."""
+        """Execute all cells. papermill calls this with the options of `execute_notebook`."""
         with tempfile.TemporaryDirectory(prefix="fer-") as sockets:
             client = HeadlessClient(
                 nb_man,
@@ -56,9 +56,9 @@ class HeadlessEngine(NBClientEngine):
                 stderr_file=stderr_file,
                 timeout=cell_seconds,
                 startup_timeout=120,
-                iopub_timeout=120,  # of 4 seconds by default, too short while all cores are busy
-                coalesce_streams=True,  # else the pieces in which printed text arrived would differ from run to run
-                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # not what it says about its own start and end
+                iopub_timeout=120,  # the default of 4 seconds is too short while all cores are busy
+                coalesce_streams=True,  # otherwise printed text would be cut into different pieces in every run
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # no messages about its own start and end
                 log=logger,
             )
             client.execute(env=os.environ | {HEADLESS: "1"})

@@ -1,15 +1,15 @@
-"""Is a stage up to date? Its manifest in reports/manifests/ says what its published results depend on.
+"""Decide whether a stage is up to date, from its manifest in reports/manifests/.
 
-The runner adds three parts to what a notebook wrote there:
+A notebook writes its manifest. The runner adds three parts:
 
-record  what the results depend on, and a hash of every file: the same inputs give the same record
-run     what happened on the way: times, memory, device, versions, commit. It decides nothing. It differs from run to
-        run, so it stands apart; and it stands here, because provenance.json can then be made from manifests alone
-hash    of all the rest of the manifest, so that it shows when somebody edits it
+record  what the results depend on, and a hash of every file. The same inputs give the same record.
+run     facts about the run: times, memory, device, versions, commit. They differ from run to run, so they do not decide
+        whether a stage is up to date. They are kept here so that provenance.json can be made from manifests alone.
+hash    of everything else in the manifest, so that edits are noticed
 
-A stage is up to date while its record still describes what is there now: the notebook's code, the parameters, the
-modules of fer_utils, the data, the published files it reads, and those it made. Git ignores checkpoints, so these may
-be missing; those that are there must be the recorded ones.
+A stage is up to date while its record still matches the project: the code of the notebook, its parameters, the modules
+of fer_utils that it imports, the data, the published files that it reads, and the files that it made. Git ignores
+checkpoints, so a clone may lack them; a checkpoint that is there must be the recorded one.
 """
 
 import hashlib
@@ -20,29 +20,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fer_utils.paths import atomic_write
-from fer_utils.pipeline.meaning import cell_hash, module_hashes
+from fer_utils.pipeline.code_hash import hash_cell, hash_modules
 from fer_utils.pipeline.notebooks import CodeCell
 
-# The pages into which page.py writes tables, and what it writes there.
+# The pages into which page.py writes tables, and the blocks that it writes there.
 GENERATED_PAGES = ("docs/results.md", "docs/running.md")
 GENERATED = re.compile(r"<!-- (\w+): generated from .*?<!-- end of \1 -->", re.DOTALL)
+START_FILE = "start.json"  # in a staging folder: what the unfinished run there depends on
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a manifest says of the run that published a stage."""
+    """What a manifest says about the run that published a stage."""
 
-    depends: dict | None  # as `dependencies` returns it; None for a benchmark
-    files: dict[str, str]  # published file, relative to the project's root -> content hash
-    checkpoints: dict[str, str]  # the same for what git ignores
+    depends: dict | None  # see gather_dependencies; None for a benchmark
+    files: dict[str, str]  # published file, relative to the project folder -> content hash
+    checkpoints: dict[str, str]  # the same for files that git ignores
     run: dict  # times, memory, device, versions, commit
 
     def all_files(self) -> list[str]:
-        """Every published file, relative to the project's root."""
+        """Return every published file, relative to the project folder."""
         return [*self.files, *self.checkpoints]
 
     def facts(self) -> dict:
-        """What provenance.json says of the stage; versions stand in the manifest only."""
+        """Return what provenance.json says about the stage: everything but the versions."""
         facts = {key: self.depends[key] for key in ("profile", "parameters", "data")}
         return facts | {key: value for key, value in self.run.items() if key != "versions"}
 
@@ -50,7 +51,7 @@ class Record:
 # --- What a stage depends on ------------------------------------------------------------------------------------------
 
 
-def dependencies(
+def gather_dependencies(
     cells: list[CodeCell],
     parameters: Mapping[str, object],
     package: Path,
@@ -58,15 +59,15 @@ def dependencies(
     profile: str,
     inputs: Mapping[str, str | None],
 ) -> dict:
-    """Everything that decides what a stage publishes, as it comes back from JSON.
+    """Gather everything that decides what a stage publishes, with the types that JSON gives back.
 
     package: the folder fer_utils. data: form and fingerprint of the data. inputs: file that is read -> its hash.
-    The device is no part of it: a report made on a GPU stands where there is none.
+    The device is left out: a report made on a GPU stays valid on a machine without one.
     """
     depends = {
-        "cells": [cell_hash(cell) for cell in cells],
+        "cells": [hash_cell(cell) for cell in cells],
         "parameters": dict(parameters),
-        "modules": module_hashes(cells, package),
+        "modules": hash_modules(cells, package),
         "data": data,
         "profile": profile,
         "inputs": dict(inputs),
@@ -74,82 +75,106 @@ def dependencies(
     return json.loads(json.dumps(depends))
 
 
-def differences(old: Mapping, new: Mapping) -> list[str]:
-    """What changed between two results of `dependencies`, in words; empty when nothing did."""
-    found = [f"{key} {old[key]} -> {new[key]}" for key in ("profile", "data") if old[key] != new[key]]
-    modules = _changed_keys(old["modules"], new["modules"])
-    found += [f"{', '.join(modules)} changed"] if modules else []
-    needed = _changed_keys(old["inputs"], new["inputs"])
-    rest = f" and {len(needed) - 3} more" if len(needed) > 3 else ""
-    found += [f"needed file{'s' if len(needed) > 1 else ''} {', '.join(needed[:3])}{rest} changed"] if needed else []
+def describe_changes(old: Mapping, new: Mapping) -> list[str]:
+    """Describe what differs between two results of gather_dependencies; empty when nothing does."""
+    changes = [f"{key} {old[key]} -> {new[key]}" for key in ("profile", "data") if old[key] != new[key]]
+    modules = _find_changed_keys(old["modules"], new["modules"])
+    changes += [f"{', '.join(modules)} changed"] if modules else []
+    changes += _describe_changed_inputs(_find_changed_keys(old["inputs"], new["inputs"]))
     before, after = old["parameters"], new["parameters"]
-    for name in _changed_keys(before, after):
-        found.append(f"parameter {name} {before.get(name, 'default')} -> {after.get(name, 'default')}")
-    if len(old["cells"]) != len(new["cells"]):
-        found.append(f"{len(new['cells'])} code cells instead of {len(old['cells'])}")
-    else:
-        pairs = enumerate(zip(old["cells"], new["cells"], strict=True), start=1)
-        cells = [str(number) for number, (a, b) in pairs if a != b]
-        found += [f"code cell{'s' if len(cells) > 1 else ''} {', '.join(cells)} changed"] if cells else []
-    return found
+    for name in _find_changed_keys(before, after):
+        changes.append(f"parameter {name} {before.get(name, 'default')} -> {after.get(name, 'default')}")
+    return changes + _describe_changed_cells(old["cells"], new["cells"])
 
 
-# --- What is published ------------------------------------------------------------------------------------------------
+def _describe_changed_inputs(files: list[str], limit: int = 3) -> list[str]:
+    if not files:
+        return []
+    more = f" and {len(files) - limit} more" if len(files) > limit else ""
+    return [f"needed file{'s' if len(files) > 1 else ''} {', '.join(files[:limit])}{more} changed"]
 
 
-def damaged(files: Mapping[str, str], root: Path) -> list[str]:
-    """In words, which published files (path below `root` -> content hash) are missing or differ; empty when intact."""
-    found = {file: content_hash(root / file) for file in files}
-    return [f"{file} {'was edited' if now else 'is missing'}" for file, now in found.items() if now != files[file]]
+def _describe_changed_cells(old: list[str], new: list[str]) -> list[str]:
+    if len(old) != len(new):
+        return [f"{len(new)} code cells instead of {len(old)}"]
+    numbers = [str(number) for number, (a, b) in enumerate(zip(old, new, strict=True), start=1) if a != b]
+    return [f"code cell{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} changed"] if numbers else []
 
 
-def damaged_checkpoints(checkpoints: Mapping[str, str], root: Path) -> list[str]:
-    """In words, which checkpoints differ from those recorded; a missing one does not, for a clone has none."""
-    return damaged({file: value for file, value in checkpoints.items() if (root / file).is_file()}, root)
+def _find_changed_keys(old: Mapping, new: Mapping) -> list[str]:
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
 
 
-def content_hash(path: Path) -> str | None:
-    """Hash of a file's content, None when there is no such file.
+# --- Published files --------------------------------------------------------------------------------------------------
 
-    Of an executed notebook only the sources and outputs count, because opening it in JupyterLab rewrites the rest; of
-    a page of docs/ only what was generated.
+
+def describe_damage(files: Mapping[str, str], root: Path) -> list[str]:
+    """Describe which published files are missing or differ from their hash; empty when none do.
+
+    files: path below `root` -> content hash.
+    """
+    hashes = {file: hash_content(root / file) for file in files}
+    return [f"{file} {'was edited' if now else 'is missing'}" for file, now in hashes.items() if now != files[file]]
+
+
+def describe_checkpoint_damage(checkpoints: Mapping[str, str], root: Path) -> list[str]:
+    """Describe which checkpoints differ from the recorded ones. A missing one is fine, because a clone has none."""
+    return describe_damage({file: value for file, value in checkpoints.items() if (root / file).is_file()}, root)
+
+
+def hash_content(path: Path) -> str | None:
+    """Return the hash of a file's content, or None when there is no such file.
+
+    In an executed notebook only sources and outputs count, because JupyterLab rewrites the rest when it opens the file.
+    In a page of docs/ only the generated tables count.
     """
     if not path.is_file():
         return None
     content = path.read_bytes()
     try:
-        return _hash(_what_counts(path, content))
+        return _hash(_select_content(path, content))
     except (ValueError, KeyError, TypeError, AttributeError):
-        return _hash(content)  # damaged: its bytes differ from what was published, which is all that matters
+        return _hash(content)  # the file is damaged, so its hash differs from the recorded one in any case
 
 
-def _what_counts(path: Path, content: bytes) -> bytes:
+def _select_content(path: Path, content: bytes) -> bytes:
     if path.suffix == ".ipynb":
         cells = json.loads(content)["cells"]
-        return json.dumps([[_joined(cell["source"]), _plain(cell.get("outputs"))] for cell in cells]).encode()
+        parts = [["".join(cell["source"]), _normalize_outputs(cell.get("outputs"))] for cell in cells]
+        return json.dumps(parts).encode()
     if path.parent.name == "docs":
         return "".join(match[0] for match in GENERATED.finditer(content.decode())).encode()
     return content
+
+
+def _normalize_outputs(value: object) -> object:
+    """Drop execution counts and join texts, which a notebook file may also hold as lists of lines."""
+    if isinstance(value, dict):
+        return {key: _normalize_outputs(item) for key, item in value.items() if key != "execution_count"}
+    if isinstance(value, list):
+        is_text = all(isinstance(item, str) for item in value)
+        return "".join(value) if is_text else [_normalize_outputs(item) for item in value]
+    return value
 
 
 # --- Records ----------------------------------------------------------------------------------------------------------
 
 
 def read_record(manifest: Path) -> Record | None:
-    """The record in a manifest; None when there is none or when it is damaged, which makes the stage run again."""
+    """Return the record in a manifest; None when there is none or it is damaged, and then the stage runs again."""
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
-        intact = content.pop("hash") == _manifest_hash(content)
+        is_intact = content.pop("hash") == _hash_manifest(content)
         record = Record(**content["record"], run=content["run"])
         if record.depends is not None:
-            differences(record.depends, record.depends)  # KeyError when another version of this project wrote it
-        return record if intact else None
+            describe_changes(record.depends, record.depends)  # KeyError when another version of this project wrote it
+        return record if is_intact else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def missing_record(manifest: Path) -> str:
-    """In words, why read_record finds none in a manifest."""
+def explain_missing_record(manifest: Path) -> str:
+    """Say why read_record returned None."""
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -161,47 +186,30 @@ def missing_record(manifest: Path) -> str:
     return "its manifest was edited"
 
 
-def write_manifest(path: Path, written: Mapping, record: Mapping, run: Mapping) -> None:
-    """Write a stage's manifest. written: by the notebook. record, run: what the runner adds."""
-    content = {**written, "record": record, "run": run}
-    content["hash"] = _manifest_hash(content)
+def write_manifest(path: Path, notebook_part: Mapping, record: Mapping, run: Mapping) -> None:
+    """Write a stage's manifest. notebook_part: what the notebook wrote. record, run: what the runner adds."""
+    content = {**notebook_part, "record": record, "run": run}
+    content["hash"] = _hash_manifest(content)
     atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def read_begun(staging: Path) -> dict | None:
-    """What the unfinished run in a staging folder depends on; None when there is none."""
+def read_start_conditions(staging: Path) -> dict | None:
+    """Return what the unfinished run in a staging folder depends on; None when there is no unfinished run."""
     try:
-        return json.loads((staging / "begun.json").read_text(encoding="utf-8"))
+        return json.loads((staging / START_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def write_begun(staging: Path, depends: Mapping) -> None:
-    """Record what the run that begins in a staging folder depends on."""
-    atomic_write(staging / "begun.json", json.dumps(depends).encode())
+def write_start_conditions(staging: Path, conditions: Mapping) -> None:
+    """Record what a run that starts in a staging folder depends on, so that a later run can resume its training."""
+    atomic_write(staging / START_FILE, json.dumps(conditions).encode())
 
 
-def _manifest_hash(content: Mapping) -> str:
-    """Hash of all of a manifest but the hash in it."""
+def _hash_manifest(content: Mapping) -> str:
+    """Return the hash of a manifest's content without its own hash."""
     return _hash(json.dumps(content).encode())
-
-
-def _changed_keys(old: Mapping, new: Mapping) -> list[str]:
-    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
 
 
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _joined(text: str | list[str]) -> str:
-    return "".join(text)
-
-
-def _plain(value: object) -> object:
-    """Outputs without execution counts, every text in one piece: a notebook file may also hold it line by line."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if key != "execution_count"}
-    if isinstance(value, list):
-        return "".join(value) if all(isinstance(item, str) for item in value) else [_plain(item) for item in value]
-    return value

@@ -1,4 +1,4 @@
-"""What is made from the results of all notebooks: summary, claims, anchors, report.html, and tables in docs/."""
+"""The content of the report: summary, claims, anchors, report.html, and the tables in docs/."""
 
 import base64
 import json
@@ -17,7 +17,12 @@ CLAIMS_BEGIN, CLAIMS_END = "<!-- claims: generated from reports/tables/claims.cs
 RESULTS_BEGIN, RESULTS_END = "<!-- results: generated from reports/summary.csv -->", "<!-- end of results -->"
 TIMES_BEGIN, TIMES_END = "<!-- times: generated from reports/provenance.json -->", "<!-- end of times -->"
 
-MAIN_CLAIMS = (  # what docs/results.md shows of claims.csv: without single points, emotions and versions
+TITLE = "Facial expression recognition on FER2013: report"
+SAMPLE_TITLE = "Embedded sample: test run of the course, no results"
+SAMPLE_BANNER = "Embedded sample: these numbers say nothing about FER2013"
+
+# The claims that docs/results.md shows. claims.csv has all of them, also for single landmarks, emotions and versions.
+MAIN_CLAIMS = (
     "images without a detected face",
     "landmark error, mean",
     "baseline CNN, accuracy",
@@ -38,22 +43,22 @@ MAIN_CLAIMS = (  # what docs/results.md shows of claims.csv: without single poin
 
 
 def build_report(reports: Path, provenance: dict) -> None:
-    """Make summary.csv, claims.csv, anchors.csv, provenance.json and report.html from what the notebooks published.
+    """Write summary.csv, claims.csv, anchors.csv, provenance.json and report.html from what the notebooks published.
 
-    reports: the folder that holds tables/, figures/ and manifests/. For the project's own reports the tables of claims,
-    results and times in docs/ are renewed as well.
+    reports: the folder that holds tables/, figures/ and manifests/. For the project's own reports, the tables of
+    claims, results and times in docs/ are written as well. ValueError or OSError when a published file is damaged.
     """
     manifests = [read_manifest(path) for path in sorted((reports / "manifests").glob("*.json"))]
     summary = pd.DataFrame([row for m in manifests for row in m["summary"]], columns=SUMMARY_COLUMNS)
     summary["epochs"] = summary.epochs.astype("Int64")  # an ensemble has none
     claims = pd.DataFrame([row for m in manifests for row in m["claims"]], columns=CLAIM_COLUMNS)
-    page = render_page(reports, manifests, summary, claims, provenance)  # before anything is written: it may fail
+    page = render_page(reports, manifests, summary, claims, provenance)  # may fail, so nothing is written before it
     is_own = reports == PROJECT_ROOT / "reports"
-    docs = renewed_docs(PROJECT_ROOT, claims, summary, provenance) if is_own else {}
+    docs = renew_docs(PROJECT_ROOT, claims, summary, provenance) if is_own else {}
     (reports / "tables").mkdir(parents=True, exist_ok=True)
     write_csv(summary, reports / "summary.csv")
     write_csv(claims, reports / "tables" / "claims.csv")
-    write_csv(anchors_table(summary), reports / "tables" / "anchors.csv")
+    write_csv(make_anchors_table(summary), reports / "tables" / "anchors.csv")
     atomic_write(reports / "provenance.json", (json.dumps(provenance, indent=1, sort_keys=True) + "\n").encode())
     atomic_write(reports / "report.html", page.encode())
     for path, text in docs.items():
@@ -61,7 +66,7 @@ def build_report(reports: Path, provenance: dict) -> None:
 
 
 def read_manifest(path: Path) -> dict:
-    """What a notebook or benchmark says it has published; ValueError when the file is damaged."""
+    """Return the manifest of a notebook or benchmark; ValueError when the file is damaged."""
     try:
         manifest = json.loads(path.read_text(encoding="utf8"))
         missing = {"notebook", "artifacts", "summary", "claims"} - manifest.keys()
@@ -75,29 +80,95 @@ def read_manifest(path: Path) -> dict:
 def render_page(
     reports: Path, manifests: list[dict], summary: pd.DataFrame, claims: pd.DataFrame, provenance: dict
 ) -> str:
-    """One self-contained HTML page: claims, summary, every figure and table with its caption, provenance."""
+    """Return a self-contained HTML page: claims, summary, every figure and table with its caption, provenance.
+
+    With results of the embedded sample, the page gets another title and a banner, no table has verdicts, and our
+    accuracies are not listed next to those that others report: such numbers must never look like a result.
+    """
+    is_sample = contains_sample(manifests)
+    sections = [_make_section(reports, manifest, provenance, is_sample) for manifest in manifests]
     environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True)
-    sections = [
-        m
-        | {"title": _title(m["notebook"]), "artifacts": [_page_artifact(reports, a) for a in m["artifacts"]]}
-        | {"run": provenance.get("stages", {}).get(m["notebook"])}
-        for m in manifests
-    ]
     return environment.get_template("report.html.j2").render(
+        is_sample=is_sample,
+        title=SAMPLE_TITLE if is_sample else TITLE,
+        banner=SAMPLE_BANNER,
+        claims_title="Claims, not tested" if is_sample else "Claims tested again",
         sections=sections,
-        claims=to_html(claims, 4),
-        anchors=to_html(anchors_table(summary), 4),
+        claims=to_html(_drop_verdicts(claims) if is_sample else claims, 4),
+        anchors=to_html(make_anchors_table(summary[:0] if is_sample else summary), 4),
         summary=to_html(summary, 4),
         provenance=json.dumps(provenance, indent=2, sort_keys=True),
     )
 
 
-def anchors_table(summary: pd.DataFrame) -> pd.DataFrame:
-    """What others report for FER2013's test split, and on which split they chose it; below that, our best on val."""
+def contains_sample(manifests: list[dict]) -> bool:
+    """Whether any of the published results comes from the embedded sample."""
+    return any(manifest.get("profile") == "sample" for manifest in manifests)
+
+
+def _make_section(reports: Path, manifest: dict, provenance: dict, is_sample: bool) -> dict:
+    """Add to a manifest what its section shows: title, facts about its run, pictures and tables."""
+    artifacts = [_load_artifact(reports, artifact, is_sample) for artifact in manifest["artifacts"]]
+    run = provenance.get("stages", {}).get(manifest["notebook"])
+    return manifest | {"title": _read_title(manifest["notebook"]), "artifacts": artifacts, "run": run}
+
+
+def _load_artifact(reports: Path, artifact: dict, is_sample: bool) -> dict:
+    """Add the picture as a data URI, or the table as HTML, to an artifact; tables of the sample lose their verdicts."""
+    if artifact["kind"] == "figure":
+        png = (reports / "figures" / f"{artifact['name']}.png").read_bytes()
+        data = {"image/png": base64.b64encode(png).decode()}
+        shrink_picture(data)
+        [(kind, picture)] = data.items()
+        return artifact | {"src": f"data:{kind};base64,{picture}"}
+    table = pd.read_csv(reports / "tables" / f"{artifact['name']}.csv", keep_default_na=False, na_values=[""])
+    return artifact | {"html": to_html(_drop_verdicts(table) if is_sample else table, artifact["digits"])}
+
+
+def _drop_verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table without its columns of verdicts, such as verdict and verdict_no_duplicates."""
+    return table[[column for column in table if not column.startswith("verdict")]]
+
+
+def _read_title(name: str) -> str:
+    """Return the title of a notebook, which is its question; the name itself when there is no such notebook."""
+    notebook = PROJECT_ROOT / "notebooks" / f"{name}.ipynb"
+    if not notebook.is_file():
+        return name.replace("_", " ")
+    first = json.loads(notebook.read_text(encoding="utf8"))["cells"][0]["source"]
+    return "".join(first).splitlines()[0].lstrip("# ")
+
+
+def to_html(table: pd.DataFrame, digits: int) -> str:
+    """Return an HTML table with floats rounded to `digits` and missing values as a dash.
+
+    Cells are marked as short or long, so that the style sheet can keep a browser from wrapping a long text after every
+    word. Column names may wrap after an underscore, because a table that is too wide for the paper shrinks the whole
+    print.
+    """
+    html = (
+        table.astype(object)
+        .map(lambda value: format_cell(value, digits))
+        .to_html(index=False, border=0, justify="left")
+        .replace("<th>", '<th scope="col">')
+    )
+    html = re.sub(r"(?<=_)(?=[^<>]*</th>)", "<wbr>", html)
+    html = re.sub(r"<td>([^<]{1,24})</td>", r'<td class="short">\1</td>', html)
+    return re.sub(r"<td>([^<]{50,})</td>", r'<td class="long">\1</td>', html)
+
+
+# --- Tables -----------------------------------------------------------------------------------------------------------
+
+
+def make_anchors_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """Return accuracies that others report for FER2013's test split, and the split on which they chose their model.
+
+    The last rows are ours: the model that is best on val, and the ensemble that was chosen on val.
+    """
     summary = summary[~summary.model.str.endswith("_on_rafdb")]
-    chosen = summary[summary.model.str.startswith("ensemble_")]
-    singles = summary[summary.split == "val"].sort_values("accuracy", ascending=False, kind="stable").head(1)
-    same = summary.notebook.isin(singles.notebook) & summary.model.isin(singles.model) & (summary.split == "test")
+    ensembles = summary[summary.model.str.startswith("ensemble_")]
+    best = summary[summary.split == "val"].sort_values("accuracy", ascending=False, kind="stable").head(1)
+    is_best = summary.notebook.isin(best.notebook) & summary.model.isin(best.model) & (summary.split == "test")
     ours = [
         {
             "work": f"this project: {row.model}, notebook {row.notebook[:2]}",
@@ -105,23 +176,23 @@ def anchors_table(summary: pd.DataFrame) -> pd.DataFrame:
             "selected_on": "val",
             "remark": f"measured, n = {row.n:,}, 95 % interval {row.ci_low:.1%} to {row.ci_high:.1%}",
         }
-        for row in pd.concat([summary[same], chosen]).itertuples()
+        for row in pd.concat([summary[is_best], ensembles]).itertuples()
     ]
     return pd.concat([pd.read_csv(ASSETS / "anchors.csv"), pd.DataFrame(ours)], ignore_index=True)
 
 
-def claims_table(claims: pd.DataFrame) -> str:
-    """The claims in docs/results.md: one Markdown row for each of MAIN_CLAIMS that was answered."""
-    shown = claims[claims.claim.isin(MAIN_CLAIMS)].copy()
-    shown["n"] = shown.n.map("{:,}".format).replace("0", "-")
+def make_claims_table(claims: pd.DataFrame) -> str:
+    """Return the claims table of docs/results.md: one Markdown row for each of MAIN_CLAIMS that was tested."""
+    main_claims = claims[claims.claim.isin(MAIN_CLAIMS)].copy()
+    main_claims["n"] = main_claims.n.map("{:,}".format).replace("0", "-")
     columns = ["claim", "claimed", "measured", "n", "verdict"]
-    return shown[columns].to_markdown(index=False, disable_numparse=True)
+    return main_claims[columns].to_markdown(index=False, disable_numparse=True)
 
 
-def results_table(summary: pd.DataFrame) -> str:
-    """The results on test in docs/results.md: one Markdown row per model, accuracies in percent.
+def make_results_table(summary: pd.DataFrame) -> str:
+    """Return the results table of docs/results.md: one Markdown row per model, with its accuracy on test in percent.
 
-    What is the same in all rows stands above the table instead.
+    n, profile and device are written above the table instead if they are the same in all rows.
     """
     percent = "{:.1%}".format
     rows = [
@@ -141,13 +212,13 @@ def results_table(summary: pd.DataFrame) -> str:
         for row in summary[(summary.split == "test") & ~summary.model.str.endswith("_on_rafdb")].itertuples()
     ]
     table = pd.DataFrame(rows)
-    same = [column for column in ("n", "profile", "device") if table[column].nunique() == 1]
-    facts = " ".join(["Split: test.", *(f"{column}: {table[column][0]}." for column in same)])
-    return f"{facts}\n\n" + table.drop(columns=same).to_markdown(index=False, disable_numparse=True)
+    constant = [column for column in ("n", "profile", "device") if table[column].nunique() == 1]
+    facts = " ".join(["Split: test.", *(f"{column}: {table[column][0]}." for column in constant)])
+    return f"{facts}\n\n" + table.drop(columns=constant).to_markdown(index=False, disable_numparse=True)
 
 
-def times_table(provenance: dict) -> str:
-    """The times in docs/running.md: one Markdown row per notebook, as its last run took them."""
+def make_times_table(provenance: dict) -> str:
+    """Return the table of times in docs/running.md: one Markdown row per notebook, measured in its last run."""
     rows = [
         {
             "notebook": name,
@@ -160,18 +231,18 @@ def times_table(provenance: dict) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-def renewed_docs(root: Path, claims: pd.DataFrame, summary: pd.DataFrame, provenance: dict) -> dict[Path, str]:
-    """The pages with generated tables -> their text with new tables of claims, results and times.
+def renew_docs(root: Path, claims: pd.DataFrame, summary: pd.DataFrame, provenance: dict) -> dict[Path, str]:
+    """Return page -> its text with new tables of claims, results and times.
 
-    root: the folder that holds docs/. OSError when a page is missing, ValueError when a marker is.
+    root: the folder that holds docs/. OSError when a page is missing, ValueError when one of its markers is missing.
     """
     results, running = (root / page for page in GENERATED_PAGES)
     blocks = {
         results: [
-            (CLAIMS_BEGIN, CLAIMS_END, claims_table(claims)),
-            (RESULTS_BEGIN, RESULTS_END, results_table(summary)),
+            (CLAIMS_BEGIN, CLAIMS_END, make_claims_table(claims)),
+            (RESULTS_BEGIN, RESULTS_END, make_results_table(summary)),
         ],
-        running: [(TIMES_BEGIN, TIMES_END, times_table(provenance))],
+        running: [(TIMES_BEGIN, TIMES_END, make_times_table(provenance))],
     }
     texts = {}
     for path, tables in blocks.items():
@@ -182,46 +253,8 @@ def renewed_docs(root: Path, claims: pd.DataFrame, summary: pd.DataFrame, proven
 
 
 def _replace_block(text: str, page: str, begin: str, end: str, table: str) -> str:
-    """The text with a new table between the lines `begin` and `end`; ValueError when one is not there exactly once."""
+    """Replace what is between the lines `begin` and `end`; ValueError unless the text has both exactly once."""
     if text.count(begin) != 1 or text.count(end) != 1:
         raise ValueError(f"docs/{page} must have the lines {begin} and {end} once each; restore them")
     before, rest = text.split(begin)
     return f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
-
-
-def _title(name: str) -> str:
-    """The heading of a notebook, which is its question; the name itself where there is no such notebook."""
-    notebook = PROJECT_ROOT / "notebooks" / f"{name}.ipynb"
-    if not notebook.is_file():
-        return name.replace("_", " ")
-    first = json.loads(notebook.read_text(encoding="utf8"))["cells"][0]["source"]
-    return "".join(first).splitlines()[0].lstrip("# ")
-
-
-def _page_artifact(reports: Path, artifact: dict) -> dict:
-    """An artifact with what the page shows of it: the picture as a data URI, or the table as HTML."""
-    if artifact["kind"] == "figure":
-        png = (reports / "figures" / f"{artifact['name']}.png").read_bytes()
-        data = {"image/png": base64.b64encode(png).decode()}
-        shrink_picture(data)
-        [(kind, picture)] = data.items()
-        return artifact | {"src": f"data:{kind};base64,{picture}"}
-    table = pd.read_csv(reports / "tables" / f"{artifact['name']}.csv", keep_default_na=False, na_values=[""])
-    return artifact | {"html": to_html(table, artifact["digits"])}
-
-
-def to_html(table: pd.DataFrame, digits: int) -> str:
-    """An HTML table with floats rounded to `digits` and missing values as a dash.
-
-    Cells are marked as short or long, lest a browser squeezes a sentence or a name into a column one word wide. Column
-    names may break after an underscore, so that wide tables fit on paper: one that does not shrinks the whole print.
-    """
-    html = (
-        table.astype(object)
-        .map(lambda value: format_cell(value, digits))
-        .to_html(index=False, border=0, justify="left")
-        .replace("<th>", '<th scope="col">')
-    )
-    html = re.sub(r"(?<=_)(?=[^<>]*</th>)", "<wbr>", html)
-    html = re.sub(r"<td>([^<]{1,24})</td>", r'<td class="short">\1</td>', html)
-    return re.sub(r"<td>([^<]{50,})</td>", r'<td class="long">\1</td>', html)

@@ -1,4 +1,4 @@
-"""Where results come from: code, data, versions, machine, and the facts of every stage's last run."""
+"""Record where results come from: code, data, versions and device."""
 
 import importlib.metadata
 import json
@@ -16,12 +16,12 @@ PACKAGES = (
     *("torch", "torchvision", "numpy", "pandas", "scikit-learn", "opencv-contrib-python", "mediapipe"),
     *("matplotlib", "papermill", "ipykernel", "fvcore", "scipy", "grad-cam"),
 )
-# What may differ from the commit without making it dirty.
-NO_CODE = ("reports", "outputs", "docs", "README.md", "tests")
+# Changes here do not make the commit dirty: a run rewrites some of these files, and none of them decides a result.
+NOT_CODE = ("reports", "outputs", "docs", "README.md", "tests")
 
 
 def gather_provenance(root: Path, faces: FER2013, source: str, device: str, profile: str) -> dict[str, object]:
-    """What may differ between two runs that give the same results. source: the data's file name."""
+    """Return the facts about a run that the report shows. source: the data's file name."""
     return {
         **code_state(root),
         "data": {
@@ -37,8 +37,11 @@ def gather_provenance(root: Path, faces: FER2013, source: str, device: str, prof
     }
 
 
-def run_facts(started: datetime, device: str, code: Mapping[str, object]) -> dict[str, object]:
-    """What the manifest says of a run that ends now, besides what it cost. device: "cpu" or "cuda". code: its state."""
+def gather_run_facts(started: datetime, device: str, code: Mapping[str, object]) -> dict[str, object]:
+    """Return the facts that a manifest records about a run that ends now, without its time and memory.
+
+    device: "cpu" or "cuda". code: the result of code_state when the run started.
+    """
     return {
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -49,8 +52,8 @@ def run_facts(started: datetime, device: str, code: Mapping[str, object]) -> dic
     }
 
 
-def last_run(reports: Path) -> dict:
-    """The last provenance.json in `reports`; empty where there is none that can be read."""
+def read_last_run(reports: Path) -> dict:
+    """Return the content of provenance.json in `reports`; empty when there is no valid one."""
     try:
         provenance = json.loads((reports / "provenance.json").read_text(encoding="utf-8"))
         return provenance if isinstance(provenance["stages"], dict) else {}
@@ -59,37 +62,35 @@ def last_run(reports: Path) -> dict:
 
 
 def code_state(root: Path) -> dict[str, object]:
-    """commit, and whether the code differs from it (dirty); None where this cannot be known.
+    """Return "commit" and "dirty" (whether the code differs from the commit); None for what cannot be determined.
 
-    A copy without git history, such as a downloaded zip, knows its commit but not whether it was changed. A run
-    rewrites reports, executed notebooks and tables in docs/, and neither texts nor tests decide a result, so these do
-    not count.
+    In a copy without git history, such as a downloaded zip, the commit is known, but not whether the code was changed.
     """
-    if not (root / ".git").exists() and (commit := archived_commit(root)):
+    if not (root / ".git").exists() and (commit := read_archived_commit(root)):
         return {"commit": commit, "dirty": None}
     commit = _git(root, "rev-parse", "HEAD")
-    changed = _git(root, "status", "--porcelain", "--no-renames", "--", ".", *(f":!{path}" for path in NO_CODE))
+    changed = _git(root, "status", "--porcelain", "--no-renames", "--", ".", *(f":!{path}" for path in NOT_CODE))
     return {"commit": commit or None, "dirty": None if changed is None else bool(changed)}
 
 
-def archived_commit(root: Path) -> str | None:
-    """The commit that `git archive` has written into .git_archival.txt; None where it has not."""
+def read_archived_commit(root: Path) -> str | None:
+    """Return the commit that `git archive` wrote into .git_archival.txt; None in any other copy."""
     try:
         text = (root / ".git_archival.txt").read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
-    found = re.search(r"^node: ([0-9a-f]{40,64})$", text, re.MULTILINE)
-    return found[1] if found else None
+    match = re.search(r"^node: ([0-9a-f]{40,64})$", text, re.MULTILINE)
+    return match[1] if match else None
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on, as far as they are installed."""
+    """Return the versions of Python and of the installed packages that results depend on."""
     installed = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions()}
     return {"python": platform.python_version()} | {name: installed[name] for name in PACKAGES if name in installed}
 
 
 def device_name(device: str) -> str:
-    """The name of the GPU, or the kind of processor with the number of cores this process may use."""
+    """Return the name of the GPU, or the kind of processor and the number of cores that this process may use."""
     if device == "cuda":
         import torch
 
@@ -99,10 +100,9 @@ def device_name(device: str) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What a git command prints; None when there is no git or no checkout. It takes no lock and needs no history."""
+    """Return what a git command prints; None without git or outside a checkout. It takes no lock."""
     command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()

@@ -1,11 +1,9 @@
-"""Which stages run when: one after another, or several at once in processes of their own; and until when."""
+"""Run several stages at once, each in a process of its own, and decide which stage starts next."""
 
 import contextlib
 import multiprocessing
 import os
-import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,181 +12,151 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from fer_utils.pipeline.planning import Planned, chain_lengths, duration
+from fer_utils.pipeline.console import LiveLines, format_duration
+from fer_utils.pipeline.planning import PlannedStage, estimate_chains
 
-DONE, FAILED, STOPPED = "done", "failed", "stopped"
-LEAST_MINUTES = 2.0  # a stage that can resume is started when at least this much time is left
+DONE, FAILED, OUT_OF_TIME = "done", "failed", "out of time"
+LEAST_MINUTES = 2.0  # a stage that can resume starts only when at least this much time is left
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended: DONE, FAILED or STOPPED (out of time: it goes on with the next run), and what to say of it."""
+    """How a stage ended."""
 
-    status: str
-    text: str
-
-
-def cannot_finish(planned: Planned, deadline: float) -> str:
-    """Why a stage is not started with the time that is left; "" when it is. What can resume needs not finish."""
-    left = (deadline - time.time()) / 60
-    needed = min(LEAST_MINUTES, planned.minutes) if planned.stage.resumes else planned.minutes
-    return "" if needed <= left else f"it takes {duration(planned.minutes)}, and {duration(max(0.0, left))} is left"
+    status: str  # DONE, FAILED or OUT_OF_TIME; the last means that the next run continues it
+    text: str  # the message after the stage's name
 
 
-def names(plan: Sequence[Planned]) -> set[str]:
-    """The names of the stages of a plan."""
-    return {planned.stage.name for planned in plan}
+def explain_short_time(item: PlannedStage, deadline: float) -> str:
+    """Say why the time left until the deadline is too short to start a stage; "" when it is enough.
+
+    A stage that can resume need not finish in this run.
+    """
+    minutes_left = (deadline - time.time()) / 60
+    minutes_needed = min(LEAST_MINUTES, item.minutes) if item.stage.resumes else item.minutes
+    if minutes_needed <= minutes_left:
+        return ""
+    return f"it takes {format_duration(item.minutes)}, and {format_duration(max(0.0, minutes_left))} is left"
 
 
 # --- Several at once --------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Child:
+class Worker:
     """A stage that runs in a process of its own."""
 
-    planned: Planned
+    item: PlannedStage
     process: BaseProcess
-    outcome: Connection
-    log: Path
+    connection: Connection  # delivers the stage's Outcome
+    log: Path  # what its notebook prints
 
 
-def run_together(
-    waiting: Sequence[Planned],
-    jobs: int,
-    attempt: Callable[[Planned, Path], Outcome],
-    may_start: Callable[[Planned, Mapping[str, Outcome]], Outcome | None],
-    log_of: Callable[[str], Path],
-    say: Callable[[str], None],
-) -> dict[str, Outcome]:
-    """Run stages, `jobs` at once, each in a fork of this process; returns how each ended.
+class ParallelRun:
+    """Runs stages of a plan, up to `jobs` of them at once, each in a fork of this process."""
 
-    attempt: runs one stage, writing what it prints to a log. may_start: the outcome of a stage that is not to be
-    started, else None. say: prints a line. An interrupt ends all of them.
-    """
-    ended: dict[str, Outcome] = {}
-    running: list[Child] = []
-    left, rank = list(waiting), chain_lengths(waiting)
-    cores = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
-    board = Board(say)
-    try:
-        while left or running:
-            for planned in sorted(left, key=lambda p: -rank[p.stage.name]):
-                needs_unfinished = planned.stage.needs.keys() & (names(left) | {c.planned.stage.name for c in running})
-                if len(running) == jobs or needs_unfinished:
-                    continue
-                left.remove(planned)
-                refused = may_start(planned, ended)
-                if refused:
-                    ended[planned.stage.name] = refused
-                    board.say(f"{planned.stage.name} {refused.text}")
-                else:
-                    board.say(f"{planned.stage.name} starts ({duration(planned.minutes)} expected)")
-                    running.append(start_child(planned, attempt, log_of(planned.stage.name), cores))
-            wait([child.outcome for child in running], timeout=1)
-            for child in [child for child in running if child.outcome.poll() or not child.process.is_alive()]:
-                running.remove(child)
-                ended[child.planned.stage.name] = result = finish_child(child)
-                board.say(f"{child.planned.stage.name} {result.text}")
-            board.show({child.planned.stage.name: child.log for child in running})
-    finally:
-        end_children(running)
-    return ended
+    def __init__(
+        self,
+        plan: Sequence[PlannedStage],
+        jobs: int,
+        run_stage: Callable[[PlannedStage, Path], Outcome],
+        refuse: Callable[[PlannedStage, Mapping[str, Outcome]], Outcome | None],
+        log_path: Callable[[str], Path],
+        print_line: Callable[[str], None],
+    ) -> None:
+        """run_stage: runs one stage and writes what it prints to a log. log_path: stage -> that log.
+
+        refuse: gets a stage and the outcomes so far, and returns an outcome if the stage must not start, else None.
+        print_line: prints a message.
+        """
+        self.jobs, self.run_stage, self.refuse, self.log_path = jobs, run_stage, refuse, log_path
+        self.waiting, self.workers = list(plan), []
+        self.outcomes: dict[str, Outcome] = {}
+        self.priority = estimate_chains(plan)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self.threads = max(1, cores // jobs)  # of each kernel
+        self.live_lines = LiveLines(print_line)
+
+    def run(self) -> dict[str, Outcome]:
+        """Run all stages; returns stage -> outcome. An interrupt stops all of them."""
+        try:
+            while self.waiting or self.workers:
+                self._start_stages()
+                wait([worker.connection for worker in self.workers], timeout=1)
+                self._collect_outcomes()
+                self.live_lines.update({worker.item.name: worker.log for worker in self.workers})
+        finally:
+            stop_workers(self.workers)
+        return self.outcomes
+
+    def _start_stages(self) -> None:
+        """Start or refuse every stage whose needs are finished, the longest chain first, while jobs are free."""
+        for item in sorted(self.waiting, key=lambda item: -self.priority[item.name]):
+            unfinished = {other.name for other in self.waiting} | {worker.item.name for worker in self.workers}
+            if len(self.workers) == self.jobs or item.stage.needs.keys() & unfinished:
+                continue
+            self.waiting.remove(item)
+            refusal = self.refuse(item, self.outcomes)
+            if refusal:
+                self._finish(item, refusal)
+            else:
+                self.live_lines.print_above(f"{item.name} starts ({format_duration(item.minutes)} expected)")
+                self.workers.append(start_worker(item, self.run_stage, self.log_path(item.name), self.threads))
+
+    def _collect_outcomes(self) -> None:
+        for worker in list(self.workers):
+            if worker.connection.poll() or not worker.process.is_alive():
+                self.workers.remove(worker)
+                self._finish(worker.item, receive_outcome(worker))
+
+    def _finish(self, item: PlannedStage, outcome: Outcome) -> None:
+        self.outcomes[item.name] = outcome
+        self.live_lines.print_above(f"{item.name} {outcome.text}")
 
 
-def start_child(planned: Planned, attempt: Callable[[Planned, Path], Outcome], log: Path, cores: int) -> Child:
-    """Start a stage in a fork of this process, whose kernel computes with that many threads."""
+def start_worker(
+    item: PlannedStage, run_stage: Callable[[PlannedStage, Path], Outcome], log: Path, threads: int
+) -> Worker:
+    """Start a stage in a fork of this process. threads: how many its kernel computes with."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     parent = os.getpid()
 
     def work() -> None:
-        threading.Thread(target=end_with, args=(parent,), daemon=True).start()
-        os.environ["OMP_NUM_THREADS"] = str(cores)
+        threading.Thread(target=exit_with_parent, args=(parent,), daemon=True).start()
+        os.environ["OMP_NUM_THREADS"] = str(threads)
         with contextlib.suppress(KeyboardInterrupt):
-            sender.send(attempt(planned, log))
+            sender.send(run_stage(item, log))
 
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     sender.close()
-    return Child(planned, process, receiver, log)
+    return Worker(item, process, receiver, log)
 
 
-def end_with(parent: int) -> None:
-    """End this process, and with it its kernel, once the process that started it has been killed."""
+def exit_with_parent(parent: int) -> None:
+    """End this process, and so its kernel, as soon as the process that started it is gone."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 
 
-def finish_child(child: Child) -> Outcome:
-    """How a stage has ended whose process has answered, or died."""
+def receive_outcome(worker: Worker) -> Outcome:
+    """Return the outcome of a worker that sent it, or that died before it could."""
     with contextlib.suppress(EOFError):
-        if child.outcome.poll():
-            result = child.outcome.recv()
-            child.process.join()
-            return result
-    child.process.join()
-    return Outcome(FAILED, f"FAILED: its process died (exit code {child.process.exitcode}); its log is {child.log}")
+        if worker.connection.poll():
+            outcome = worker.connection.recv()
+            worker.process.join()
+            return outcome
+    worker.process.join()
+    return Outcome(FAILED, f"FAILED: its process died (exit code {worker.process.exitcode}). The log is {worker.log}")
 
 
-def end_children(running: Sequence[Child]) -> None:
-    """Interrupt what still runs, as Ctrl-C does, and wait until kernels are gone."""
-    for child in running:
+def stop_workers(workers: Sequence[Worker]) -> None:
+    """Interrupt the workers that still run, as Ctrl-C does, and wait until their kernels are gone."""
+    for worker in workers:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child.process.pid, signal.SIGINT)
-    for child in running:
-        child.process.join(20)
-        child.process.kill()
-        child.process.join()
-
-
-class Board:
-    """A line for each running notebook: live on a terminal, elsewhere now and then when it has changed."""
-
-    def __init__(self, say: Callable[[str], None], seconds: float = 30.0) -> None:
-        """say: prints a line that stays. seconds: between two lines about the same notebook, where nothing is live."""
-        self.write, self.seconds = say, seconds
-        self.live = sys.stdout.isatty()
-        self.drawn = 0
-        self.told: dict[str, tuple[float, str]] = {}
-
-    def say(self, text: str) -> None:
-        """A line that stays, above the live ones."""
-        self._erase()
-        self.write(text)
-
-    def show(self, logs: Mapping[str, Path]) -> None:
-        """The last line that each running notebook has printed."""
-        lines = {name: last_line(log) for name, log in logs.items()}
-        if self.live:
-            self._erase()
-            width = os.get_terminal_size().columns - 1
-            for name, line in lines.items():
-                print(f"  {name}: {line}"[:width])
-            self.drawn = len(lines)
-            sys.stdout.flush()
-            return
-        for name, line in lines.items():
-            when, before = self.told.get(name, (time.monotonic(), ""))
-            if line != before and time.monotonic() - when >= self.seconds:
-                self.write(f"  {name}: {line}")
-                when, before = time.monotonic(), line
-            self.told[name] = when, before
-
-    def _erase(self) -> None:
-        if self.drawn:
-            sys.stdout.write(f"\x1b[{self.drawn}A\x1b[J")
-            self.drawn = 0
-
-
-def last_line(log: Path, most: int = 4096) -> str:
-    """The last line in a log that is not blank, without control characters; "" when there is none."""
-    try:
-        with log.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - most))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    printed = (re.sub(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f]", "", line).strip() for line in reversed(lines))
-    return next(filter(None, printed), "")
+            os.kill(worker.process.pid, signal.SIGINT)
+    for worker in workers:
+        worker.process.join(20)
+        worker.process.kill()
+        worker.process.join()

@@ -1,51 +1,45 @@
-"""The stages of a full run, in the order in which they run: one notebook each. Declarations only, no logic."""
+"""The stages of a full run in running order, one notebook each. This file only declares them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 PROFILES = ("sample", "cpu", "full")
 
-# Profile cpu is sized for 4.4 hours of 2 cores with bf16, so that there is time for more than these eleven. What was
-# cut for it, and what that costs (s: seconds an epoch took there):
+# Profile cpu is sized for 4.4 hours on 2 cores with bf16, so that a night leaves time for more than these eleven
+# notebooks. This table lists what was cut for that, in minutes before and after, and what the cut costs. The seconds in
+# parentheses are those of one epoch on 2 cores.
 #
-#     03   31 ->  18 minutes   9 epochs instead of 12 (96 s); no trial of the stem that would not be used anyway
-#     04   37 ->  22           25 epochs instead of 40 (26 s): a point of accuracy or so, the claim is still reached
-#     05  194 ->  78           one seed instead of two, 6 epochs of each recipe instead of 5 and 7 (90 and 72 s), 8 of
-#                              the final model instead of 16 (190 s): two seeds showed nothing about attention either;
-#                              the final model loses a few points
-#     06  117 ->  55           the three versions that its pair and its main comparison need, 9 epochs instead of 11
-#                              (110 s): two of five claims are left to profile full; 11 of 300 epochs answered none
-#     10   76 ->  38           one seed instead of two, 3 epochs with all labels instead of 4
-#     11   95 ->  38           one seed instead of two, 3 epochs of the ablation instead of 4
+#     03   31 ->  18   9 epochs instead of 12 (96 s); no trial of the stem that would not be used anyway
+#     04   37 ->  22   25 epochs instead of 40 (26 s): about one point of accuracy; the claim is still reached
+#     05  194 ->  78   one seed instead of two: two seeds showed nothing about attention either;
+#                      6 epochs of each recipe instead of 5 and 7 (90 and 72 s);
+#                      8 epochs of the final model instead of 16 (190 s): it loses a few points
+#     06  117 ->  55   only the three versions that its pair and its main comparison need: two of five claims are left
+#                      to profile full; 9 epochs instead of 11 (110 s): 11 of 300 epochs settled no claim
+#     10   76 ->  38   one seed instead of two, 3 epochs with all labels instead of 4
+#     11   95 ->  38   one seed instead of two, 3 epochs of the ablation instead of 4
 #
-# Profile full is sized for about half an hour of one H100. Its minutes are estimates: images per epoch, epochs and
-# seeds, divided by what captured steps reached there in all, in images/s (ResNet18 at 12x12: 110,000, at 24x24: 48,000,
-# EfficientNet-B0 with batch 256: 46,000; guessed from these: baseline CNN 200,000, ResNet50 40,000, VGG16 25,000), and
-# two seconds for each capture. Six seeds wherever methods are compared: with fewer no p can fall below 0.05.
+# Profile full is sized for about half an hour on one H100. Its minutes are estimates: images per epoch times epochs
+# times seeds, divided by the images per second that CUDA graphs reached there over all seeds together (measured:
+# ResNet18 at 12x12 110,000, at 24x24 48,000, EfficientNet-B0 with batches of 256 46,000; estimated from these: baseline
+# CNN 200,000, ResNet50 40,000, VGG16 25,000), plus two seconds for each graph capture. Every comparison of methods has
+# six seeds, because with fewer seeds no p-value of the test can fall below 0.05.
 SIX_SEEDS = [0, 1, 2, 3, 4, 5]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One notebook of the run.
+    """One notebook of the run. Paths of files are relative to the notebook's folder `out`."""
 
-    name: the notebook's file name without ".ipynb".
-    gives: files that it must have written when it ends, relative to its folder `out`.
-    minutes: how long it takes per profile, for the plan; a measured time replaces it after the first run.
-    needs: names of the earlier stages whose results it reads -> the files it reads of them, relative to their folder
-        `out`; "*" stands for any text. Results that came with the project, such as the logits in reports/, will do.
-    params: values per profile for its parameters cell.
-    timeout_minutes: the longest that one cell may take; None: ten times `minutes`, at least ten minutes.
-    resumes: whether it trains with checkpoints, so that after a stop it goes on where it was.
-    """
-
-    name: str
-    gives: tuple[str, ...]
-    minutes: Mapping[str, float]
+    name: str  # the notebook's file name without ".ipynb"
+    gives: tuple[str, ...]  # files that the notebook must have written when it ends
+    minutes: Mapping[str, float]  # profile -> expected time; after the first run, the measured time replaces it
+    # Earlier stage -> the files of it that this notebook reads; "*" matches any text. Published files that came with
+    # the project, such as the logits in reports/, are enough: the earlier stage need not run again.
     needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    params: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    timeout_minutes: float | None = None
-    resumes: bool = False
+    params: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # profile -> values of its parameters
+    timeout_minutes: float | None = None  # time limit of one cell; None: ten times `minutes`, at least ten minutes
+    resumes: bool = False  # whether it trains with checkpoints, so that a later run continues where it stopped
 
 
 STAGES = (
