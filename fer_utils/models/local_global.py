@@ -6,6 +6,7 @@ its own, and its modulator is channel and spatial attention. Here the global par
 classifier.
 """
 
+import copy
 from collections import OrderedDict
 from functools import partial
 
@@ -102,8 +103,8 @@ class LocalGlobalNet(nn.Module):
 
         regions: "patches", the four quarters; "whole", all four see the whole map at half its resolution, which costs
         the same and is the control; "landmarks", squares as large as the quarters around the points that `landmarks`
-        finds, a trained network that stays as it is. attention: channel and spatial, after stages 1 to 3. stem,
-        channels, imagenet: as in resnet_backbone, of "resnet50". width: features for each region.
+        finds, a trained network, of which a frozen copy is kept. attention: channel and spatial, after stages 1 to 3.
+        stem, channels, imagenet: as in resnet_backbone, of "resnet50". width: features for each region.
         """
         super().__init__()
         for name, value, known in (("view", view, VIEWS), ("regions", regions, REGIONS)):
@@ -112,7 +113,7 @@ class LocalGlobalNet(nn.Module):
         if (regions == "landmarks") != (landmarks is not None):
             raise ValueError('regions "landmarks" need a landmark network, and the others have no use for one')
         self.regions = regions
-        self.landmarks = landmarks and landmarks.requires_grad_(False).eval()
+        self.landmarks = landmarks and copy.deepcopy(landmarks).requires_grad_(False).eval()
         self.register_buffer("quarters", torch.tensor(QUARTERS), persistent=False)
         calm = partial(resnet50, zero_init_residual=True)  # each block begins as its shortcut: Goyal et al. 2017
         body = dict(resnet_backbone(calm, stem, imagenet, channels).named_children())
