@@ -6,6 +6,7 @@ A notebook describes its models and recipes and reads the results; the bookkeepi
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -88,12 +89,14 @@ class Experiment:
         val: tuple[np.ndarray, np.ndarray] | None = None,
         backbone: dict[str, torch.Tensor] | None = None,
         task: Task | None = None,
-        **start: object,
+        resumable: bool = True,
+        **start: nn.Module | Mapping[str, torch.Tensor] | None,
     ) -> list[Run]:
         """One run per seed, each with a checkpoint of its own: nothing is trained twice, and a stop loses little.
 
         train, val: images and targets; None: the whole split. backbone: weights that the backbone starts from. task:
-        None: to classify emotions. start: what build_model takes besides the spec, such as imagenet=weights.
+        None: to classify emotions. resumable: whether to write checkpoints; large networks that train for a short time
+        save disk space without. start: what build_model takes besides the spec, such as imagenet=weights.
         """
         train, val = train or self.train_set, val or self.val_set
 
@@ -103,12 +106,14 @@ class Experiment:
                 model.backbone.load_state_dict(backbone)
             return model
 
-        begins_with = zlib.crc32(b"".join(t.cpu().numpy().tobytes() for t in (backbone or {}).values()))
-        data_key = f"{self.dataset.fingerprint} {zlib.crc32(train[1])} {spec} {begins_with} {sorted(start)}"
+        begins_with = {key: checksum(weights) for key, weights in ({"backbone": backbone} | start).items()}
+        data_key = f"{self.dataset.fingerprint} {zlib.crc32(train[1])} {spec} {begins_with}"
         folder = self.report.out / "training"
-        return seed_runs(
-            build, train, val, config, seeds, lambda own: checkpoint_file(folder, name, own, data_key), task, name
-        )
+
+        def checkpoint(own: TrainConfig) -> Path:
+            return checkpoint_file(folder, name, own, data_key)
+
+        return seed_runs(build, train, val, config, seeds, checkpoint if resumable else None, task, name)
 
     def train(self, runs: Mapping[str, Sequence[Run]]) -> dict[str, Trained]:
         """Train all runs of all models in one list: on a GPU several side by side, on a CPU one after another."""
@@ -128,8 +133,10 @@ class Experiment:
     def publish(self, models: Sequence[Trained]) -> pd.DataFrame:
         """Write the summary rows of val and test and the logits of each model; returns the rows as a table.
 
-        Logits that are not there yet are computed. The first network of each model is counted for its cost.
+        Logits that are not there yet are computed. The first network of each model is counted for its cost. In the
+        summary, models of RAF-DB stand next to models that have seen FER2013: their names end in _on_rafdb there.
         """
+        on_rafdb = "_on_rafdb" if self.dataset.form == "rafdb" else ""
         rows_before = len(self.report.summary_rows)
         for model in models:
             network = model.models[0] if model.models else build_model(model.spec)
@@ -139,8 +146,8 @@ class Experiment:
                 logits = model.logits[split] if split in model.logits else self.predict(model, split)
                 labels = self.dataset.subset(split)[1]
                 self.report.summary(
-                    model=model.name, split=split, epochs=round(model.epochs), train_seconds=model.seconds, **cost,
-                    **metrics.summarize(labels, logits, self.has_copy[split]),
+                    model=model.name + on_rafdb, split=split, epochs=round(model.epochs), train_seconds=model.seconds,
+                    **cost, **metrics.summarize(labels, logits, self.has_copy[split]),
                     images_per_second=model.epochs * model.train_images / model.seconds,
                 )  # fmt: skip
             predictions = Predictions(
@@ -153,6 +160,7 @@ class Experiment:
             )
             self.report.predictions(f"{self.report.number}_{model.name}", predictions)
         rows = pd.DataFrame(self.report.summary_rows[rows_before:])
+        rows["model"] = rows.model.str.removesuffix(on_rafdb)
         return rows.drop(columns=list(NOT_IN_RESULTS))
 
     def correct(self, model: Trained, split: str = "test") -> np.ndarray:
@@ -227,6 +235,12 @@ class Experiment:
         titles = [f"label: {EMOTIONS[labels[i]]}\n{EMOTIONS[predicted[i]]} {probs[i].max():.0%}" for i in worst]
         names = self.dataset.names[self.dataset.where("test")][worst]
         return plots.plot_faces(images[worst], titles, columns=6), pd.DataFrame({"name": names, "title": titles})
+
+
+def checksum(weights: nn.Module | Mapping[str, torch.Tensor] | None) -> int:
+    """A number that changes with the weights of a network, or with those in a state dict; 0 for None."""
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights or {}
+    return zlib.crc32(b"".join(tensor.cpu().numpy().tobytes() for tensor in state.values()))
 
 
 def trained(name: str, runs: Sequence[Run], results: Sequence[FitResult]) -> Trained:

@@ -25,7 +25,7 @@ def use_style() -> None:
 
 
 def plot_faces(images: np.ndarray, titles: list[str] | None = None, columns: int = 7, size: float = 1.25) -> Figure:
-    """Draw a grid of faces. images: (n,48,48) on the scale 0-255. titles: n short texts; \\n starts a new line."""
+    """Draw a grid of faces. images: (n,48,48) or (n,3,H,W) on the scale 0-255. titles: n short texts; \\n starts a new line."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     lines = 1 + max(title.count("\n") for title in titles) if titles else 0
@@ -39,7 +39,7 @@ def plot_faces(images: np.ndarray, titles: list[str] | None = None, columns: int
     for ax in axes.flat:
         ax.axis("off")
     for i, (ax, image) in enumerate(zip(axes.flat, images, strict=False)):
-        ax.imshow(image, cmap="gray", vmin=0, vmax=255)
+        ax.imshow(image.transpose(1, 2, 0) if image.ndim == 3 else image, cmap="gray", vmin=0, vmax=255)
         if titles:
             ax.set_title(titles[i], fontsize=8, y=1, pad=3)
     return fig

@@ -1,10 +1,13 @@
 """The bookkeeping of experiments: runs that are not trained twice, published rows, paired comparisons, errors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from helpers import tiny_faces
+from torchvision.models import resnet18
 
 from fer_utils import metrics
 from fer_utils.experiment import Experiment, Trained
@@ -45,7 +48,7 @@ def test_a_model_is_trained_for_each_seed_and_not_trained_again(experiment, caps
         pd.testing.assert_frame_equal(one, other)  # seconds as well: nothing was trained
 
 
-@pytest.mark.parametrize("changed", ["images", "targets", "backbone", "spec"])
+@pytest.mark.parametrize("changed", ["images", "targets", "backbone", "imagenet", "spec"])
 def test_whatever_decides_the_outcome_has_a_checkpoint_of_its_own(experiment, changed):
     spec, options = make_spec("resnet18"), {}
     images, labels = experiment.train_set
@@ -55,10 +58,25 @@ def test_whatever_decides_the_outcome_has_a_checkpoint_of_its_own(experiment, ch
         options["train"] = images, labels[::-1].copy()
     elif changed == "backbone":
         options["backbone"] = experiment.runs("x", spec, CONFIG, [5])[0].model.backbone.state_dict()
+    elif changed == "imagenet":
+        options["imagenet"] = resnet18(weights=None).state_dict()
     else:
         spec = make_spec("resnet18", stem="middle")
     before = experiment.runs("x", make_spec("resnet18"), CONFIG, [0])[0].checkpoint
     assert experiment.runs("x", spec, CONFIG, [0], **options)[0].checkpoint != before
+
+
+def test_what_does_not_resume_writes_no_checkpoint(experiment, tmp_path):
+    train(experiment, resumable=False)
+    assert not (tmp_path / "training").exists()
+
+
+def test_models_of_rafdb_say_so_in_the_summary_only(experiment, tmp_path):
+    on_rafdb = replace(experiment.dataset, form="rafdb")
+    table = Experiment(experiment.report, on_rafdb, experiment.device).publish([train(experiment)])
+    assert set(table.model) == {"small"}
+    assert {row["model"] for row in experiment.report.summary_rows} == {"small_on_rafdb"}
+    assert (tmp_path / "predictions" / "04_small.npz").is_file()
 
 
 def test_published_rows_and_logits_are_those_of_the_models(experiment, tmp_path):

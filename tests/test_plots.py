@@ -24,3 +24,9 @@ def test_reliability_bars_are_as_high_as_the_accuracy():
     assert [bar.get_x() for bar in top_before.patches] == pytest.approx([0, 0.25, 0.5, 0.75])
     assert [bar.get_height() for bar in below_before.patches] == [0, 0, 2, 3]
     assert (top_before.get_title(), top_after.get_title()) == ("before", "after")
+
+
+def test_faces_may_be_gray_or_in_color():
+    gray, color = np.zeros((2, 48, 48), np.uint8), np.zeros((2, 3, 100, 90), np.uint8)
+    shapes = [plots.plot_faces(images).axes[0].images[0].get_array().shape for images in (gray, color)]
+    assert shapes == [(48, 48), (100, 90, 3)]
