@@ -169,19 +169,22 @@ class Experiment:
 
     # --- Compare ------------------------------------------------------------------------------------------------------
 
-    def compare(self, a: Trained, b: Trained) -> dict[str, object]:
+    def compare(self, a: Trained, b: Trained, rows: np.ndarray | None = None) -> dict[str, object]:
         """Is model a better than b on test? Two questions, two units.
 
         About the method, whose unit is the seed: metrics.paired_difference over seeds that both share, and a verdict.
         About these very networks, whose unit is the image: a bootstrap interval of the mean difference, and McNemar's
         test of the first seed's pair (only_a, only_b: test images that only one of the two gets right).
+
+        rows: which test images to compare on, as row numbers or (n,) bool, such as those without a copy; None: all.
         """
-        labels = self.dataset.subset("test")[1]
-        correct_a, correct_b = self.correct(a), self.correct(b)
+        rows = slice(None) if rows is None else rows
+        labels = self.dataset.subset("test")[1][rows]
+        correct_a, correct_b = self.correct(a)[:, rows], self.correct(b)[:, rows]
         test = metrics.paired_difference(correct_a.mean(1), correct_b.mean(1))
         per_image = correct_a.mean(0) - correct_b.mean(0)
-        low, high = metrics.bootstrap_ci(lambda rows: per_image[rows].mean(), len(per_image))
-        pair = metrics.mcnemar(labels, a.predicted("test"), b.predicted("test"))
+        low, high = metrics.bootstrap_ci(lambda drawn: per_image[drawn].mean(), len(per_image))
+        pair = metrics.mcnemar(labels, a.predicted("test")[rows], b.predicted("test")[rows])
         return {
             "n": len(labels),
             "accuracy": correct_a.mean(),

@@ -101,6 +101,15 @@ def test_a_comparison_is_paired_by_seed_and_by_image(experiment):
     assert row["verdict"] == "cannot be shown with 2 seeds"
 
 
+def test_a_comparison_can_leave_out_images(experiment):
+    n = len(experiment.dataset.where("test"))
+    correct = np.zeros((2, n), bool)
+    correct[:, : n // 2] = True
+    kept = np.arange(n) < n // 2
+    row = experiment.compare(fixed(experiment, "a", correct), fixed(experiment, "b", ~correct), kept)
+    assert (row["only_a"], row["only_b"], row["n"], row["mean"]) == (n // 2, 0, n // 2, 1)
+
+
 def test_six_seeds_can_show_a_difference_and_are_needed_for_it(experiment):
     n = len(experiment.dataset.where("test"))
     good, bad = np.ones((6, n), bool), np.ones((6, n), bool)
