@@ -114,7 +114,6 @@ STAGES = (
                 "epochs_original": 2,
                 "epochs": 3,
                 "final_epochs": 4,
-                "trial_epochs": 1,
                 "batch_size": 32,
             },
             "full": {
