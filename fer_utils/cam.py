@@ -6,6 +6,7 @@ important; how strong two maps are can be compared only if they come from the sa
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from fer_utils.data.constants import IMAGE_SIZE
 from fer_utils.models.baseline import BaselineCNN
 from fer_utils.models.efficientnet import EfficientNetB0
 from fer_utils.models.resnet import ResNet18
+
+Key = TypeVar("Key")  # what maps are called: a text, or a pair of texts
 
 # How activations and gradients of a layer, both (N,C,h,w), become maps (N,h,w).
 Method = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -161,34 +164,38 @@ def scale_of(panels: Sequence[np.ndarray]) -> tuple[float, float]:
 def deletion_insertion(
     model: nn.Module,
     images: np.ndarray,
-    maps: np.ndarray,
+    maps: Mapping[Key, np.ndarray],
     targets: np.ndarray,
     steps: int = 10,
     device: torch.device | str = "cpu",
     seed: int = 0,
-) -> dict[str, np.ndarray]:
-    """Probabilities of the targets while faces are blurred, what a map calls important first: two curves (N,steps+1).
+) -> dict[Key, dict[str, np.ndarray]]:
+    """Probabilities of the targets while faces are blurred, what a map calls important first: two curves per map.
 
     After Petsiuk et al. 2018 (arXiv:1806.07421). "deletion": from the face to its blurred copy, and a map that is true
     makes the probability fall fast. "insertion": from the blurred copy to the face, and it should rise fast.
 
-    images: (N,48,48) uint8; maps: (N,48,48), of which only the order within each counts; equal pixels go in random
-    order. The model is in evaluation mode.
+    images: (N,48,48) uint8. maps: one or several maps (N,48,48) of these images, by name, of which only the order
+    within each counts; equal pixels go in random order. The model is in evaluation mode. Returns for each name the
+    curves "deletion" and "insertion", both (N,steps+1).
     """
     sharp = to_float(torch.as_tensor(images).to(device))
     blurred = gaussian_blur(sharp, kernel_size=[37, 37], sigma=[6.0, 6.0])
-    place = torch.from_numpy(pixel_order(maps, seed)).to(device).view_as(sharp)
     columns = torch.as_tensor(targets).to(device)[:, None]
 
     def probability(faces: torch.Tensor) -> torch.Tensor:
         return torch.cat([model(part) for part in faces.split(256)]).softmax(1).gather(1, columns)
 
-    brightest = [place < step * IMAGE_SIZE**2 / steps for step in range(1, steps)]
-    deleted = [probability(torch.where(first, blurred, sharp)) for first in brightest]
-    inserted = [probability(torch.where(first, sharp, blurred)) for first in brightest]
-    face, blur = probability(sharp), probability(blurred)
-    curves = {"deletion": [face, *deleted, blur], "insertion": [blur, *inserted, face]}
-    return {way: torch.cat(curve, 1).cpu().numpy() for way, curve in curves.items()}
+    face, blur = probability(sharp), probability(blurred)  # the ends of all curves
+    curves = {}
+    for name, values in maps.items():
+        place = torch.from_numpy(pixel_order(values, seed)).to(device).view_as(sharp)
+        brightest = [place < step * IMAGE_SIZE**2 / steps for step in range(1, steps)]
+        deleted = [probability(torch.where(first, blurred, sharp)) for first in brightest]
+        inserted = [probability(torch.where(first, sharp, blurred)) for first in brightest]
+        pair = {"deletion": [face, *deleted, blur], "insertion": [blur, *inserted, face]}
+        curves[name] = {way: torch.cat(curve, 1).cpu().numpy() for way, curve in pair.items()}
+    return curves
 
 
 def area_under(curve: np.ndarray) -> np.ndarray:
@@ -197,7 +204,7 @@ def area_under(curve: np.ndarray) -> np.ndarray:
 
 
 def fade_score(curves: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Insertion minus deletion (N,), from -1 to 1: the areas under the curves of fade_curves. Large for a true map."""
+    """Insertion minus deletion (N,), from -1 to 1: the areas under the two curves of a map. Large for a true map."""
     return area_under(curves["insertion"]) - area_under(curves["deletion"])
 
 
