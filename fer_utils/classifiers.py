@@ -1,6 +1,6 @@
 """The trained classifiers that are there, what they say of crops of faces, and where in a crop they find it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +30,17 @@ NO_CLASSIFIER = (
 LEAST_CELLS = 6  # a map of fewer cells across says hardly more than "in the middle"
 
 
-def load_classifiers(inputs: str | Path, device: torch.device | str = "cpu") -> dict[str, nn.Module]:
-    """The networks of FILES that earlier notebooks left, in evaluation mode, by name; {} when there is none.
+def load_classifiers(
+    inputs: str | Path, device: torch.device | str = "cpu", names: Iterable[str] | None = None
+) -> dict[str, nn.Module]:
+    """The models of FILES that earlier notebooks left, in evaluation mode, by name; {} when there is none.
 
-    inputs: as every notebook gets it. One that is missing or damaged is left out, and a printed line says so.
+    inputs: as every notebook gets it. names: which of FILES, in this order; None: all. A model that is missing or
+    damaged is left out, and a printed line says so.
     """
     models = {}
-    for name, (stage, file) in FILES.items():
+    for name in FILES if names is None else names:
+        stage, file = FILES[name]
         path = find_artifact(inputs, stage, file)
         if not path.is_file():
             print(f"{name} is left out: notebook {stage} has not made it yet")
