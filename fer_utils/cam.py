@@ -6,6 +6,7 @@ mark important pixels. The strengths of two maps are comparable only for the sam
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from fer_utils.data.constants import IMAGE_SIZE
 from fer_utils.models.baseline import BaselineCNN
 from fer_utils.models.efficientnet import EfficientNetB0
 from fer_utils.models.resnet import ResNet18
+
+Key = TypeVar("Key")  # what maps are called: a text, or a pair of texts
 
 # A method turns activations and gradients of a layer, both (N,C,h,w), into maps (N,h,w).
 Method = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -160,35 +163,39 @@ def scale_of(panels: Sequence[np.ndarray]) -> tuple[float, float]:
 def deletion_insertion(
     model: nn.Module,
     images: np.ndarray,
-    maps: np.ndarray,
+    maps: Mapping[Key, np.ndarray],
     targets: np.ndarray,
     steps: int = 10,
     device: torch.device | str = "cpu",
     seed: int = 0,
-) -> dict[str, np.ndarray]:
-    """Compute the deletion and insertion curves (N,steps+1) of maps (Petsiuk et al. 2018, arXiv:1806.07421).
+) -> dict[Key, dict[str, np.ndarray]]:
+    """Compute the deletion and insertion curves of maps (Petsiuk et al. 2018, arXiv:1806.07421).
 
     A curve is the probability of the target while pixels change in the order of the map, the most important first.
     "deletion" goes from the face to its blurred copy, and with a faithful map the probability falls fast. "insertion"
     goes from the blurred copy to the face, and the probability should rise fast.
 
-    images: (N,48,48) uint8. maps: (N,48,48); only the order of the pixels within each map matters, and ties are broken
-    at random. targets: (N,). The model must be in evaluation mode.
+    images: (N,48,48) uint8. maps: name -> map (N,48,48); only the order of the pixels within each map matters, and ties
+    are broken at random. targets: (N,). The model must be in evaluation mode. Returns for each name the curves
+    "deletion" and "insertion", both (N,steps+1).
     """
     sharp = to_float(torch.as_tensor(images).to(device))  # (N,1,48,48)
     blurred = gaussian_blur(sharp, kernel_size=[37, 37], sigma=[6.0, 6.0])
-    place = torch.from_numpy(pixel_order(maps, seed)).to(device).view_as(sharp)  # (N,1,48,48), 0: most important
     columns = torch.as_tensor(targets).to(device)[:, None]  # (N,1)
 
     def probability(faces: torch.Tensor) -> torch.Tensor:
         return torch.cat([model(part) for part in faces.split(256)]).softmax(1).gather(1, columns)
 
-    brightest = [place < step * IMAGE_SIZE**2 / steps for step in range(1, steps)]
-    deleted = [probability(torch.where(first, blurred, sharp)) for first in brightest]
-    inserted = [probability(torch.where(first, sharp, blurred)) for first in brightest]
-    face, blur = probability(sharp), probability(blurred)
-    curves = {"deletion": [face, *deleted, blur], "insertion": [blur, *inserted, face]}
-    return {way: torch.cat(curve, 1).cpu().numpy() for way, curve in curves.items()}
+    face, blur = probability(sharp), probability(blurred)  # the ends of all curves
+    curves = {}
+    for name, values in maps.items():
+        place = torch.from_numpy(pixel_order(values, seed)).to(device).view_as(sharp)
+        brightest = [place < step * IMAGE_SIZE**2 / steps for step in range(1, steps)]
+        deleted = [probability(torch.where(first, blurred, sharp)) for first in brightest]
+        inserted = [probability(torch.where(first, sharp, blurred)) for first in brightest]
+        pair = {"deletion": [face, *deleted, blur], "insertion": [blur, *inserted, face]}
+        curves[name] = {way: torch.cat(curve, 1).cpu().numpy() for way, curve in pair.items()}
+    return curves
 
 
 def area_under(curve: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Load the trained classifiers, predict crops of faces with them, and explain the predictions with Grad-CAM."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +30,17 @@ NO_CLASSIFIER = (
 LEAST_CELLS = 6  # a map with fewer cells per side shows little more than "in the center"
 
 
-def load_classifiers(inputs: str | Path, device: torch.device | str = "cpu") -> dict[str, nn.Module]:
+def load_classifiers(
+    inputs: str | Path, device: torch.device | str = "cpu", names: Iterable[str] | None = None
+) -> dict[str, nn.Module]:
     """Load the networks in FILES that earlier notebooks have trained, in evaluation mode; returns name -> network.
 
-    inputs: a parameter of every notebook, see find_artifact. A network that is missing or damaged is left out, and a
-    line is printed.
+    inputs: a parameter of every notebook, see find_artifact. names: which of FILES, in this order; None: all. A network
+    that is missing or damaged is left out, and a line is printed.
     """
     models = {}
-    for name, (stage, file) in FILES.items():
+    for name in FILES if names is None else names:
+        stage, file = FILES[name]
         path = find_artifact(inputs, stage, file)
         if not path.is_file():
             print(f"{name} is left out: notebook {stage} has not trained it yet")

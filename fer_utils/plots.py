@@ -25,7 +25,7 @@ def use_style() -> None:
 
 
 def plot_faces(images: np.ndarray, titles: list[str] | None = None, columns: int = 7, size: float = 1.25) -> Figure:
-    """Draw a grid of faces. images: (n,48,48) or (n,3,H,W) on the scale 0-255. titles: n short texts; \\n starts a new line."""
+    """Draw a grid of faces. images: (n,48,48) or (n,3,H,W), 0 to 255. titles: n short texts; \\n starts a new line."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     lines = 1 + max(title.count("\n") for title in titles) if titles else 0

@@ -256,7 +256,8 @@ class Corner(nn.Module):
 def test_true_maps_fade_fast_and_all_curves_share_their_ends(images):
     true = np.zeros((5, 48, 48), np.float32)
     true[:, :24, :24] = 1
-    good, bad = (cam.deletion_insertion(Corner(), images, maps, np.ones(5, np.int64)) for maps in (true, -true))
+    both = cam.deletion_insertion(Corner(), images, {"good": true, "bad": -true}, np.ones(5, np.int64))
+    good, bad = both["good"], both["bad"]
     assert good["deletion"].shape == good["insertion"].shape == (5, 11)
     assert (good["deletion"].mean(1) < bad["deletion"].mean(1) - 0.2).all()
     assert (good["insertion"].mean(1) > bad["insertion"].mean(1) + 0.2).all()
@@ -274,7 +275,7 @@ def test_a_quarter_blurred_is_what_the_map_says(images):
     """With four steps the first one of deletion blurs exactly the corner, and the first one of insertion shows it."""
     true = np.zeros((5, 48, 48), np.float32)
     true[:, :24, :24] = 1
-    curves = cam.deletion_insertion(Corner(), images, true, np.ones(5, np.int64), steps=4)
+    curves = cam.deletion_insertion(Corner(), images, {"true": true}, np.ones(5, np.int64), steps=4)["true"]
     assert np.allclose(curves["deletion"][:, 1], curves["deletion"][:, -1], atol=1e-6)
     assert np.allclose(curves["insertion"][:, 1], curves["insertion"][:, -1], atol=1e-6)
 

@@ -48,6 +48,9 @@ def test_networks_that_are_there_are_loaded(leave, capsys):
     found = classifiers.load_classifiers("reports")
     assert list(found) == list(saved)
     assert len(capsys.readouterr().out.splitlines()) == len(FILES) - len(saved)
+    order = ["efficientnet_crp", "best_resnet18", "baseline_cnn"]
+    assert list(classifiers.load_classifiers("reports", names=order)) == ["efficientnet_crp", "baseline_cnn"]
+    assert capsys.readouterr().out.startswith("best_resnet18 is left out")
     for name, model in found.items():
         assert not model.training and not any(part.training for part in model.modules())
         assert np.allclose(predict_logits(model, CROPS), predict_logits(saved[name], CROPS))

@@ -177,7 +177,7 @@ STAGES = (
             "05_attention_resnet": ("checkpoints/best_resnet18.pt", "checkpoints/attention_resnet18.pt"),
             "06_efficientnet_ablation": ("checkpoints/efficientnet_crp_seed0.pt",),
         },
-        params={"sample": {"some_faces": 40}, "full": {"some_faces": 1000}},
+        params={"sample": {"n_faces": 40}, "full": {"n_faces": 1000}},
     ),
     Stage(
         name="09_live_demo",
