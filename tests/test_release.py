@@ -14,7 +14,7 @@ from fer_utils.data.fer2013 import load_sample
 from fer_utils.errors import TrainingError
 from fer_utils.models import build_model
 from fer_utils.models.weights import load_classifier, save_compact
-from fer_utils.paths import PROJECT_ROOT, published
+from fer_utils.paths import PROJECT_ROOT, find_artifact
 from fer_utils.pipeline.execution import run_notebook
 from fer_utils.pipeline.stages import STAGES
 from fer_utils.predict import predict_logits
@@ -50,7 +50,7 @@ def test_onnx_gives_the_same_logits_for_any_number_of_faces(tmp_path):
 
 def test_shipped_network_is_small_and_found_where_nothing_was_trained(tmp_path):
     assert SHIPPED.stat().st_size < 10e6
-    assert published(tmp_path, release.NOTEBOOK, release.WEIGHTS) in (
+    assert find_artifact(tmp_path, release.NOTEBOOK, release.WEIGHTS) in (
         SHIPPED, PROJECT_ROOT / "outputs" / "my_run" / "checkpoints" / release.WEIGHTS
     )  # fmt: skip
 
