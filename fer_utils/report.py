@@ -108,13 +108,32 @@ def data_note(dataset: FaceDataset) -> str:
 
 def to_markdown(table: pd.DataFrame, digits: int) -> str:
     """Format a table as Markdown, with floats rounded to `digits` decimals and a dash for missing values."""
-    return table.map(lambda value: format_cell(value, digits)).to_markdown(index=False, disable_numparse=True)
+    return format_table(table, digits).to_markdown(index=False, disable_numparse=True)
 
 
-def format_cell(value: object, digits: int) -> str:
-    """Format a table cell: floats rounded, whole numbers with thousands separators, a dash for missing values."""
+def format_table(table: pd.DataFrame, digits: int) -> pd.DataFrame:
+    """Format all cells of a table as text. A small p-value is never rounded to 0: it reads "< 0.001"."""
+    texts = {}
+    for name in table:
+        smallest = 10.0**-digits if is_p_value(str(name)) else None
+        texts[name] = [format_cell(value, digits, smallest) for value in table[name]]
+    return pd.DataFrame(texts, index=table.index, columns=table.columns)
+
+
+def is_p_value(column: str) -> bool:
+    """Whether a column holds p-values, by its name: p_value, p_holm, mcnemar_p."""
+    return column.startswith("p_") or column.endswith("_p")
+
+
+def format_cell(value: object, digits: int, smallest: float | None = None) -> str:
+    """Format a table cell: floats rounded, whole numbers with thousands separators, a dash for missing values.
+
+    smallest: the smallest number that is written out; None: all are.
+    """
     if pd.isna(value):
         return "-"
+    if smallest is not None and value < smallest:
+        return f"< {smallest:.{digits}f}"
     if isinstance(value, float):
         return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1000 else f"{value:.{digits}f}"
     return f"{value:,}" if isinstance(value, Integral) and not isinstance(value, bool) else str(value)

@@ -66,6 +66,13 @@ def publish(reports, standard=True, name="04_baseline_cnn", profile="cpu"):
     return report
 
 
+def test_a_small_p_value_is_never_rounded_to_zero():
+    table = pd.DataFrame({"p_holm": [3e-9, 0.25], "mcnemar_p": [0.00005, 0.05], "drop": [3e-9, 0.25]})
+    first, second = to_markdown(table, 4).splitlines()[2:]
+    assert [cell.strip() for cell in first.split("|")[1:-1]] == ["< 0.0001", "< 0.0001", "0.0000"]
+    assert [cell.strip() for cell in second.split("|")[1:-1]] == ["0.2500", "0.0500", "0.2500"]
+
+
 def test_table_keeps_full_precision_in_csv_and_rounds_in_markdown(tmp_path):
     publish(tmp_path)
     assert "0.123456" in (tmp_path / "tables/04_numbers.csv").read_text()

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader
 from fer_utils.paths import ASSETS, PROJECT_ROOT, atomic_write
 from fer_utils.pipeline.execution import shrink_picture
 from fer_utils.pipeline.freshness import GENERATED_PAGES
-from fer_utils.report import CLAIM_COLUMNS, SUMMARY_COLUMNS, format_cell, write_csv
+from fer_utils.report import CLAIM_COLUMNS, SUMMARY_COLUMNS, format_table, write_csv
 
 CLAIMS_BEGIN, CLAIMS_END = "<!-- claims: generated from reports/tables/claims.csv -->", "<!-- end of claims -->"
 RESULTS_BEGIN, RESULTS_END = "<!-- results: generated from reports/summary.csv -->", "<!-- end of results -->"
@@ -147,8 +147,7 @@ def to_html(table: pd.DataFrame, digits: int) -> str:
     print.
     """
     html = (
-        table.astype(object)
-        .map(lambda value: format_cell(value, digits))
+        format_table(table.astype(object), digits)
         .to_html(index=False, border=0, justify="left")
         .replace("<th>", '<th scope="col">')
     )
