@@ -103,7 +103,7 @@ def main() -> None:
     print(to_markdown(table, 3))
     if options.out:
         device = device_name(torch.device("cpu"))
-        publish_tables({NAME: (table, CAPTION)}, dataset, "cpu", device, options.out.resolve(), NAME)
+        publish_tables({NAME: (table, CAPTION)}, dataset, "cpu", device, options.out.resolve(), NAME, digits=3)
 
 
 if __name__ == "__main__":

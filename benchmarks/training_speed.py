@@ -408,18 +408,19 @@ def publish_tables(
     device: str,
     out: Path,
     name: str = NAME,
+    digits: int = 2,
 ) -> None:
     """Publish tables and their manifest below `out` as the pipeline publishes those of a notebook.
 
     name: of the benchmark; the names of its tables begin with the same word. Those of an earlier run are replaced. out:
-    an absolute path.
+    an absolute path. digits: decimals of the Markdown tables.
     """
     with tempfile.TemporaryDirectory() as work:
         folders = Folders(root=out.parent, work=Path(work), outputs=out.parent / "outputs", reports=out)
         report = Report(name, faces, profile, device, folders.staging(name))
         with contextlib.redirect_stdout(io.StringIO()):  # they have been printed in a form fit for a terminal
             for title, (table, caption) in tables.items():
-                report.table(table, title, caption, digits=2)
+                report.table(table, title, caption, digits=digits)
         facts = {"device_name": device, "versions": package_versions(), **code_state(PROJECT_ROOT)}
         publish(name, folders, earlier=[], run=facts)  # which also removes what else is named like this benchmark
 
