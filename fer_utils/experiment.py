@@ -124,10 +124,13 @@ class Experiment:
     # --- Evaluate -----------------------------------------------------------------------------------------------------
 
     def predict(self, model: Trained, split: str) -> np.ndarray:
-        """Logits (S,n,7) of every seed on one split, with the model's views; kept in model.logits."""
+        """Logits (S,n,7) of every seed on one split, with the model's views; kept in model.logits.
+
+        They are rounded as they are published, in half precision, so that tables and published logits agree exactly.
+        """
         images = self.dataset.subset(split)[0]
         found = [predict_logits(network, images, self.device, views=model.views) for network in model.models]
-        model.logits[split] = np.stack(found)
+        model.logits[split] = np.stack(found).astype(np.float16).astype(np.float32)
         return model.logits[split]
 
     def publish(self, models: Sequence[Trained]) -> pd.DataFrame:

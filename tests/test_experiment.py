@@ -88,7 +88,7 @@ def test_published_rows_and_logits_are_those_of_the_models(experiment, tmp_path)
     assert table.accuracy.iloc[1] == pytest.approx(expected)
     saved = load_predictions(tmp_path / "predictions" / "04_small.npz", experiment.dataset)
     assert saved.spec == make_spec("baseline_cnn") and saved.seeds == (0, 1)
-    assert np.allclose(saved.test, model.logits["test"], atol=0.01)
+    assert np.array_equal(saved.test, model.logits["test"]) and np.array_equal(saved.val, model.logits["val"])
 
 
 def test_a_comparison_is_paired_by_seed_and_by_image(experiment):

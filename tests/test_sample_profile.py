@@ -83,7 +83,8 @@ def test_summary_follows_from_the_published_logits(faces):
     for row in summary.itertuples():
         predictions = load_predictions(REPORTS / "predictions" / f"{row.notebook[:2]}_{row.model}.npz", faces)
         hits = getattr(predictions, row.split).argmax(2) == faces.subset(row.split)[1]
-        assert hits.mean() == pytest.approx(row.accuracy, abs=0.01)  # float16 may tie where float32 does not
+        rounded_later = row.notebook.startswith("07")  # ensembles are rounded after their tables are computed
+        assert hits.mean() == pytest.approx(row.accuracy, abs=0.01 if rounded_later else 1e-9)
         assert row.ci_low <= row.accuracy <= row.ci_high
     assert summary.accuracy.max() > 0.5, "the baseline has not learned the sample"
 
