@@ -254,7 +254,6 @@ STAGES = (
         },
         params={
             "sample": {
-                "seeds": [0, 1],
                 "train_images": 350,
                 "epochs": 3,
                 "final_epochs": 3,
