@@ -3,6 +3,7 @@
 A notebook describes its models and recipes and reads the results; the bookkeeping is here.
 """
 
+import copy
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -101,7 +102,7 @@ class Experiment:
         train, val = train or self.train_set, val or self.val_set
 
         def build() -> nn.Module:
-            model = build_model(spec, **start)
+            model = build_model(spec, **copy.deepcopy(start))  # runs must not share a network
             if backbone is not None:
                 model.backbone.load_state_dict(backbone)
             return model

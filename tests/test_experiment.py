@@ -11,7 +11,7 @@ from torchvision.models import resnet18
 
 from fer_utils import metrics
 from fer_utils.experiment import Experiment, Trained
-from fer_utils.models import make_spec
+from fer_utils.models import build_model, make_spec
 from fer_utils.predict import load_predictions
 from fer_utils.report import Report
 from fer_utils.training import TrainConfig
@@ -149,3 +149,12 @@ def test_errors_are_reported_with_their_label_and_confidence(experiment, tmp_pat
 )
 def test_one_seed_speaks_of_its_networks_only(difference, p_value, verdict):
     assert metrics.networks_verdict(difference, p_value) == verdict
+
+
+def test_runs_do_not_share_the_network_that_they_follow(experiment):
+    follow = build_model("landmark_net")
+    spec = make_spec("local_global", regions="landmarks")
+    one, other = experiment.runs("x", spec, CONFIG, [0, 1], landmarks=follow)
+    parts = [follow, one.model.landmarks, other.model.landmarks]
+    assert len({next(part.parameters()).data_ptr() for part in parts}) == 3
+    assert all(torch.equal(*pair) for pair in zip(follow.parameters(), one.model.landmarks.parameters(), strict=True))

@@ -6,7 +6,6 @@ convolutions, and its modulator is channel and spatial attention. Here the globa
 classifier takes the features of both branches.
 """
 
-import copy
 from collections import OrderedDict
 from functools import partial
 
@@ -104,7 +103,7 @@ class LocalGlobalNet(nn.Module):
 
         Regions "patches" are the four quarters. With "whole", the control of equal cost, each region is the whole map
         at half its resolution. With "landmarks" they are squares of the size of a quarter around the points that
-        `landmarks` predicts, a trained network of which a frozen copy is kept.
+        `landmarks` predicts, a trained network that stays frozen.
 
         attention: channel and spatial attention after stages 1 to 3. stem, channels, imagenet: as in resnet_backbone,
         with weights of "resnet50". width: number of features per region.
@@ -116,7 +115,7 @@ class LocalGlobalNet(nn.Module):
         if (regions == "landmarks") != (landmarks is not None):
             raise ValueError('regions "landmarks" need a landmark network, and the others cannot use one')
         self.regions = regions
-        self.landmarks = landmarks and copy.deepcopy(landmarks).requires_grad_(False).eval()
+        self.landmarks = landmarks and landmarks.requires_grad_(False).eval()
         self.register_buffer("quarters", torch.tensor(QUARTERS), persistent=False)
         make = partial(resnet50, zero_init_residual=True)  # each block starts as the identity (Goyal et al. 2017)
         body = dict(resnet_backbone(make, stem, imagenet, channels).named_children())
