@@ -36,6 +36,11 @@ def test_what_the_rows_show_to_have_changed_is_named(tmp_path):
     assert [r["changed"] for r in read_openings(path)[1:]] == ["epochs 7 -> 11", "first published run"]
 
 
+def test_what_a_row_does_not_have_stays_empty(tmp_path):
+    append_openings(tmp_path / FILE, [row(epochs=float("nan"))], RUN)
+    assert read_openings(tmp_path / FILE)[0]["epochs"] == ""
+
+
 def test_a_run_without_test_results_leaves_no_file(tmp_path):
     append_openings(tmp_path / FILE, [row("val")], RUN)
     assert not (tmp_path / FILE).exists()

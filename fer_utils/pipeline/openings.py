@@ -29,7 +29,7 @@ def append_openings(path: Path, summary: Sequence[Mapping], run: Mapping) -> Non
         earlier = [old for old in rows if all(old[key] == str(row[key]) for key in ("notebook", "model", "profile"))]
         entry = {"finished": run.get("finished", ""), "commit": str(run.get("commit") or "")[:10]}
         entry |= {column: row[column] for column in COLUMNS[2:-1]}
-        texts = {column: "" if value is None else str(value) for column, value in entry.items()}
+        texts = {column: "" if value is None or value != value else str(value) for column, value in entry.items()}
         rows.append(texts | {"changed": describe_change(texts, earlier[-1] if earlier else None)})
     if new:
         stream = io.StringIO()
