@@ -112,8 +112,8 @@ STAGES = (
             "sample": {
                 "seeds": [0, 1],
                 "epochs_original": 2,
-                "epochs": 3,
-                "final_epochs": 4,
+                "epochs": 2,
+                "final_epochs": 3,
                 "batch_size": 32,
             },
             "full": {
@@ -142,7 +142,7 @@ STAGES = (
                 "versions": ["none", "crp", "crp_light", "crp_cutout", "mixup_cutmix"],
                 "trial_images": 128,
                 "trial_epochs": 2,
-                "epochs": 5,
+                "epochs": 3,
                 "batch_size": 32,
                 "seeds": [0],
             },
