@@ -7,6 +7,7 @@ in train, macro-F1, recall of each emotion, confusion matrix and calibration.
 
 import argparse
 import sys
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from fer_utils.device import select_device
 from fer_utils.errors import DataError, TrainingError
 from fer_utils.models.weights import load_classifier
 from fer_utils.paths import project_path
-from fer_utils.predict import VIEWS, load_predictions, predict_logits
+from fer_utils.predict import VIEWS, Predictions, load_predictions, predict_logits
 from fer_utils.report import to_markdown, write_csv
 
 # How an ONNX model wants its pixels: from bytes 0 to 255 to what it was trained on.
@@ -102,10 +103,20 @@ def predict(options: argparse.Namespace, dataset: FER2013) -> np.ndarray:
     if path.suffix == ".onnx":
         return predict_onnx(path, images, OnnxOptions(options.size, options.scale, options.classes))[None]
     if path.suffix == ".npz":
-        return getattr(load_predictions(path, dataset), options.split)
+        return getattr(read_npz(path, dataset), options.split)
     if path.suffix == ".csv":
         return read_predictions(path, dataset, options.split)[None]
     raise DataError(f"{path.name} is of no known kind; give a .pt, .safetensors, .onnx, .csv or .npz file")
+
+
+def read_npz(path: Path, dataset: FER2013) -> Predictions:
+    """Published logits; DataError also when the file is damaged."""
+    try:
+        return load_predictions(path, dataset)
+    except DataError:
+        raise
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path.name} is damaged or holds no predictions ({type(error).__name__})") from error
 
 
 def predict_onnx(path: Path, images: np.ndarray, options: OnnxOptions) -> np.ndarray:

@@ -145,5 +145,7 @@ def test_unknown_classes_and_kinds_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         run("model.onnx", "--classes", "happy,sad")
     assert ended.value.code == 2 and "must name these seven" in capsys.readouterr().err
+    (tmp_path / "model.npz").write_bytes(b"no npz")
+    assert run("model.npz") == 2 and "is damaged or holds no predictions" in capsys.readouterr().err
     (tmp_path / "model.txt").write_text("")
     assert run("model.txt") == 2 and "of no known kind" in capsys.readouterr().err

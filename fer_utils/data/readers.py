@@ -87,7 +87,7 @@ def is_fer2013(path: Path) -> bool:
 
 
 def sniff(path: Path) -> str:
-    """Return "folder", "zip" or "csv", judged by content; DataError for files that are often mistaken for the CSV."""
+    """Return "folder", "zip" or "csv", by content; DataError for files that are often mistaken for the CSV."""
     if path.is_dir():
         return "folder"
     with path.open("rb") as stream:
