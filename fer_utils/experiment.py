@@ -108,7 +108,7 @@ class Experiment:
             return model
 
         begins_with = {key: checksum(weights) for key, weights in ({"backbone": backbone} | start).items()}
-        data_key = f"{self.dataset.fingerprint} {zlib.crc32(train[1])} {spec} {begins_with}"
+        data_key = f"{self.dataset.fingerprint} {zlib.crc32(train[1])} {spec} {begins_with} {task.name if task else ''}"
         folder = self.report.out / "training"
 
         def checkpoint(own: TrainConfig) -> Path:

@@ -15,6 +15,7 @@ from fer_utils.models.efficientnet import EfficientNetB0
 from fer_utils.models.landmark import LandmarkNet
 from fer_utils.models.local_global import LocalGlobalNet
 from fer_utils.models.resnet import ResNet18
+from fer_utils.models.small_resnet import SmallResNet
 from fer_utils.models.vgg import VGG16
 
 ARCHITECTURES = {
@@ -22,6 +23,7 @@ ARCHITECTURES = {
     "resnet18": ResNet18,
     "efficientnet_b0": EfficientNetB0,
     "vgg16": VGG16,
+    "small_resnet": SmallResNet,
     "local_global": LocalGlobalNet,
     "landmark_net": LandmarkNet,
 }

@@ -8,8 +8,12 @@ CHOICES = {
     "optimizer": ("sgd", "adamw"),
     "schedule": ("one_cycle", "cosine", "plateau"),
     "class_weights": ("none", "balanced"),
+    "sampling": ("shuffle", "balanced"),
     "precision": ("auto", "fp32", "bf16"),
 }
+
+# Smallest values of the whole numbers.
+LEAST = {"epochs": 1, "batch_size": 1, "patience": 0, "plateau_patience": 0, "weak_epochs": 0, "seed": 0}
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,17 @@ class TrainConfig:
     label_smoothing: float = 0.1  # classifiers only, see tasks.cross_entropy
     focal_gamma: float = 0.0  # classifiers only, see tasks.cross_entropy
     class_weights: str = "none"  # classifiers only: "none", or "balanced", see tasks.balanced_weights
+    # "shuffle": every epoch shows each image once. "balanced": it draws as many images with replacement, and each class
+    # has the same probability; classifiers only.
+    sampling: str = "shuffle"
     augment: Augment = field(default_factory=Augment)  # strengths of the augmentation
+    weak_epochs: int = 0  # number of last epochs in which images are only flipped and shifted, see augment_in
     precision: str = "auto"  # "fp32", "bf16", or "auto", see device.choose_precision
     seed: int = 0  # of initial weights, order, dropout and augmentation
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense; ValueError names the field."""
-        for name, least in {"epochs": 1, "batch_size": 1, "patience": 0, "plateau_patience": 0, "seed": 0}.items():
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"TrainConfig.{name} is {value!r}; it must be a whole number, {least} or more")
@@ -66,3 +74,12 @@ class TrainConfig:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)!r}; it must be one of {allowed}")
+
+    def augment_in(self, epoch: int) -> Augment:
+        """Return the augmentation of an epoch, counted from 0; the last `weak_epochs` only flip and shift.
+
+        Strong augmentation shows faces that never occur on val and test; at the end, a network can adapt to real ones.
+        """
+        if epoch < self.epochs - self.weak_epochs:
+            return self.augment
+        return self.augment.without("rotate", "scale", "brightness", "contrast", "erase", "mixup", "cutmix")

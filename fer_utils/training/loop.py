@@ -270,6 +270,9 @@ class Training:
         epoch, val_losses = len(self.history), [row["val_loss"] for row in self.history]
         set_modes(self.model, self.config)
         self.step.begin_epoch(epoch, val_losses)
+        augment = self.config.augment_in(epoch)
+        if augment != self.step.augment:
+            self.step.augment, self.next_step = augment, None  # a captured step would go on with the old one
         if self.next_step is None:
             steps_left = (self.config.epochs - epoch) * self.step.steps
             self.next_step = self.stream.capture(self.step) if steps_left >= LEAST_STEPS else self.step

@@ -43,6 +43,7 @@ class TrainingStep:
         self.model, self.ema_model, self.optimizer = model, ema_model, optimizer
         self.task, self.config, self.precision = task, config, precision
         self.images, self.targets, self.generator = images, targets, generator
+        self.augment = config.augment
         self.batch_size = min(config.batch_size, len(images))
         self.steps = len(images) // self.batch_size
         device, groups = images.device, optimizer.param_groups
@@ -66,8 +67,8 @@ class TrainingStep:
 
         The last, incomplete batch is dropped. Every epoch shuffles anew, so no image is left out for long.
         """
-        n, device = len(self.images), self.images.device
-        order = torch.randperm(n, device=device, generator=self.generator)  # (N,)
+        n = len(self.images)
+        order = self._order()  # (N,)
         self.batches.copy_(order[: self.steps * self.batch_size].view_as(self.batches))
         rows = [self._rates(epoch, step, val_losses) for step in range(self.steps)]
         self.schedule.copy_(torch.tensor(rows, dtype=torch.float64))
@@ -75,6 +76,16 @@ class TrainingStep:
             self.mirrored.copy_(sides(n, self.config.seed, epoch))
         for counter in (self.position, self.losses, self.metric_sum):
             counter.zero_()
+
+    def _order(self) -> torch.Tensor:
+        """Return row numbers (N,) of the images of an epoch, see TrainConfig.sampling."""
+        n, device = len(self.images), self.images.device
+        if self.config.sampling == "shuffle":
+            return torch.randperm(n, device=device, generator=self.generator)
+        if self.targets.dim() != 1:
+            raise ValueError('TrainConfig.sampling "balanced" needs labels (N,) as targets')
+        probabilities = 1 / torch.bincount(self.targets).double()[self.targets]  # (N,)
+        return torch.multinomial(probabilities, n, replacement=True, generator=self.generator)
 
     def _rates(self, epoch: int, step: int, val_losses: Sequence[float]) -> list[float]:
         """Return a row of the schedule: the learning rate of every group, then the weight of the moving average."""
@@ -103,7 +114,7 @@ class TrainingStep:
         rows = self.batches.index_select(0, self.position)[0]  # (B,)
         mirror = None if self.mirrored is None else self.mirrored[rows]  # (B,)
         images, targets = to_float(self.images[rows]), self.targets[rows]  # (B,1,48,48), (B,...)
-        return self.task.augment(images, targets, self.config.augment, self.generator, mirror)
+        return self.task.augment(images, targets, self.augment, self.generator, mirror)
 
     def warm_up(self, calls: int = 3) -> None:
         """Make a few steps and undo them, so that everything that the first call sets up exists.

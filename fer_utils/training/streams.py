@@ -97,6 +97,7 @@ class CudaStream:
         If the step cannot be captured, this prints a line and returns the step itself. Results do not change, because
         capturing executes nothing and the warm-up steps are undone.
         """
+        self._drop_graph()
         dropout_state = self.dropout.get_state()
         with warnings.catch_warnings():  # AdamW with capturable=True warns about these steps, which are not captured
             warnings.filterwarnings("ignore", message=".*capturable=True")
@@ -127,11 +128,15 @@ class CudaStream:
 
     def close(self) -> None:
         """Wait for the work in the queue and free the memory of the graph."""
+        self._drop_graph()
+        torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
+
+    def _drop_graph(self) -> None:
+        """Wait for the work in the queue and free the memory of the captured step, if there is one."""
         self.stream.synchronize()
         if self.graph is not None:
             self.graph.reset()
             self.graph = None
-        torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
 
 
 def open_stream(device: torch.device) -> CpuStream | CudaStream:
