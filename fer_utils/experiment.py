@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import log_softmax
 from torch import nn
 
 from fer_utils import metrics, plots
 from fer_utils.cost import count_gmacs, count_params
 from fer_utils.data import EMOTIONS, FER2013, copies_in_train
 from fer_utils.models import build_model
+from fer_utils.models.weights import checksum
 from fer_utils.predict import VIEWS, Predictions, predict_logits
 from fer_utils.report import Report
 from fer_utils.training import FitResult, Run, TrainConfig, fit_all, seed_runs
@@ -40,6 +42,7 @@ class Trained:
     train_images: int  # number of training images
     views: str = "none"  # how each image is shown at test time, a key of predict.VIEWS
     logits: dict[str, np.ndarray] = field(default_factory=dict)  # split -> (S,n,7), see Experiment.predict
+    members: tuple["Trained", ...] = ()  # of an ensemble, see Experiment.ensemble
 
     @property
     def val_accuracy(self) -> np.ndarray:
@@ -60,6 +63,18 @@ class Trained:
     def seconds(self) -> float:
         """Seconds of training without validation, mean over seeds."""
         return float(np.mean([history.seconds.sum() for history in self.histories]))
+
+    @property
+    def effort(self) -> dict[str, float]:
+        """Epochs, train_seconds and images_per_second for the summary; an ensemble adds up the seconds of its members.
+
+        Its members may have been trained for different numbers of epochs, so it has no number of its own.
+        """
+        if self.members:
+            seconds = sum(member.seconds * len(member.seeds) for member in self.members)
+            return {"epochs": np.nan, "train_seconds": seconds, "images_per_second": np.nan}
+        speed = self.epochs * self.train_images / self.seconds
+        return {"epochs": round(self.epochs), "train_seconds": self.seconds, "images_per_second": speed}
 
     def predicted(self, split: str, seed: int = 0) -> np.ndarray:
         """Predicted labels (n,) of one seed, by its position."""
@@ -129,10 +144,32 @@ class Experiment:
 
         They are rounded as they are published, in half precision, so that tables and published logits agree exactly.
         """
-        images = self.dataset.subset(split)[0]
-        found = [predict_logits(network, images, self.device, views=model.views) for network in model.models]
+        if model.members:
+            every_seed = np.concatenate([self.logits_of(member, split) for member in model.members])  # (S,n,7)
+            found = [log_softmax(every_seed, axis=2).mean(0)]
+        else:
+            images = self.dataset.subset(split)[0]
+            found = [predict_logits(network, images, self.device, views=model.views) for network in model.models]
         model.logits[split] = np.stack(found).astype(np.float16).astype(np.float32)
         return model.logits[split]
+
+    def logits_of(self, model: Trained, split: str) -> np.ndarray:
+        """Return the logits (S,n,7) of a model on one split; they are computed only once."""
+        return model.logits[split] if split in model.logits else self.predict(model, split)
+
+    def ensemble(self, name: str, members: Sequence[Trained]) -> Trained:
+        """Combine all seeds of several models: equal weights of their log-probabilities. Costs and seconds add up."""
+        networks = [network for member in members for network in member.models]
+        return Trained(name, None, (0,), [], networks, len(self.train_set[0]), members=tuple(members))
+
+    def cost_of(self, model: Trained) -> dict[str, float]:
+        """Count params and gmacs of a model with its views; for an ensemble, the sums over all networks."""
+        if model.members:
+            costs = pd.DataFrame([self.cost_of(member) for member in model.members for _ in member.seeds])
+            return {"params": int(costs.params.sum()), "gmacs": costs.gmacs.sum()}
+        network = model.models[0] if model.models else build_model(model.spec)
+        gmacs = len(VIEWS[model.views]) * count_gmacs(network, self.image_shape)
+        return {"params": count_params(network), "gmacs": gmacs}
 
     def publish(self, models: Sequence[Trained]) -> pd.DataFrame:
         """Write the summary rows of val and test and the logits of each model; returns the rows as a table.
@@ -143,17 +180,11 @@ class Experiment:
         on_rafdb = "_on_rafdb" if self.dataset.form == "rafdb" else ""
         rows_before = len(self.report.summary_rows)
         for model in models:
-            network = model.models[0] if model.models else build_model(model.spec)
-            cost = {"params": count_params(network)}
-            cost["gmacs"] = len(VIEWS[model.views]) * count_gmacs(network, self.image_shape)
+            cost = self.cost_of(model) | model.effort
             for split in ("val", "test"):
-                logits = model.logits[split] if split in model.logits else self.predict(model, split)
-                labels = self.dataset.subset(split)[1]
-                self.report.summary(
-                    model=model.name + on_rafdb, split=split, epochs=round(model.epochs), train_seconds=model.seconds,
-                    **cost, **metrics.summarize(labels, logits, self.has_copy[split]),
-                    images_per_second=model.epochs * model.train_images / model.seconds,
-                )  # fmt: skip
+                labels, logits = self.dataset.subset(split)[1], self.logits_of(model, split)
+                row = cost | metrics.summarize(labels, logits, self.has_copy[split])
+                self.report.summary(model=model.name + on_rafdb, split=split, **row)
             predictions = Predictions(
                 model.logits["val"],
                 model.logits["test"],
@@ -242,12 +273,6 @@ class Experiment:
         titles = [f"label: {EMOTIONS[labels[i]]}\n{EMOTIONS[predicted[i]]} {probs[i].max():.0%}" for i in worst]
         names = self.dataset.names[self.dataset.where("test")][worst]
         return plots.plot_faces(images[worst], titles, columns=6), pd.DataFrame({"name": names, "title": titles})
-
-
-def checksum(weights: nn.Module | Mapping[str, torch.Tensor] | None) -> int:
-    """A number that changes with the weights of a network, or with those in a state dict; 0 for None."""
-    state = weights.state_dict() if isinstance(weights, nn.Module) else weights or {}
-    return zlib.crc32(b"".join(tensor.cpu().numpy().tobytes() for tensor in state.values()))
 
 
 def trained(name: str, runs: Sequence[Run], results: Sequence[FitResult]) -> Trained:

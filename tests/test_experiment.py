@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import tiny_faces
+from scipy.special import softmax
 from torchvision.models import resnet18
 
 from fer_utils import metrics
@@ -158,3 +159,17 @@ def test_runs_do_not_share_the_network_that_they_follow(experiment):
     parts = [follow, one.model.landmarks, other.model.landmarks]
     assert len({next(part.parameters()).data_ptr() for part in parts}) == 3
     assert all(torch.equal(*pair) for pair in zip(follow.parameters(), one.model.landmarks.parameters(), strict=True))
+
+
+def test_an_ensemble_averages_log_probabilities_of_all_seeds_and_adds_up_costs(experiment):
+    both, one = train(experiment, "both"), train(experiment, "one", seeds=(2,))
+    together = experiment.ensemble("ensemble", [both, one])
+    rows = experiment.publish([both, one, together]).query("split == 'test'").set_index("model")
+    logits = np.concatenate([both.logits["test"], one.logits["test"]]).astype(float)  # (3,n,7)
+    by_hand = np.log(softmax(logits, axis=2)).mean(0)
+    np.testing.assert_allclose(together.logits["test"][0], by_hand, atol=2e-3)  # half precision
+    assert rows.gmacs["ensemble"] == pytest.approx(3 * rows.gmacs["one"]) and np.isnan(rows.epochs["ensemble"])
+    seconds = pd.DataFrame(experiment.report.summary_rows).query("split == 'val'").set_index("model").train_seconds
+    assert seconds["ensemble"] == pytest.approx(2 * seconds["both"] + seconds["one"])
+    saved = load_predictions(experiment.report.out / "predictions" / "04_ensemble.npz", experiment.dataset)
+    assert saved.spec is None and saved.seeds == (0,)

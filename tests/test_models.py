@@ -162,3 +162,60 @@ def test_classifiers_start_from_the_backbone_of_the_landmark_network(tmp_path):
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in others.items())
     with pytest.raises(TrainingError, match="stem: middle there, small here"):
         load_backbone(build_model("resnet18", stem="small"), tmp_path / "landmarks.pt")
+
+
+# ---- Small networks for small images ----
+
+
+def test_size_of_the_small_resnet_by_hand():
+    """The stem; in each stage two convolutions a block; a 1x1 shortcut where the stage begins with more channels."""
+    params = 9 * 20 + 2 * 20 + (160 + 1) * 7  # stem and head
+    for narrow, wide, blocks in [(20, 20, 1), (20, 40, 2), (40, 80, 2), (80, 160, 1)]:
+        first = 9 * narrow * wide + 9 * wide * wide + 4 * wide
+        shortcut = narrow * wide + 2 * wide if narrow != wide else 0
+        params += first + shortcut + (blocks - 1) * (2 * 9 * wide * wide + 4 * wide)
+    model = build_model("small_resnet")
+    assert count_params(model) == params == 625_187
+    assert 0.0222 < count_gmacs(model) < 0.0232
+
+
+def test_blocks_begin_as_their_shortcuts_unless_told_otherwise():
+    features = torch.randn(2, 20, 24, 24)
+    for zero_init in (True, False):
+        block = build_model("small_resnet", zero_init=zero_init).eval().blocks[1]
+        is_shortcut = torch.allclose(block(features), block.shortcut(features).relu())
+        assert is_shortcut == zero_init
+
+
+def test_a_pooled_shortcut_sees_every_pixel():
+    """A 1x1 convolution of stride 2 ignores three pixels in four."""
+    for pool_shortcut, seen in [(True, 576), (False, 144)]:
+        block = build_model("small_resnet", pool_shortcut=pool_shortcut).eval().blocks[1]
+        features = torch.randn(1, 20, 24, 24, requires_grad=True)
+        block.shortcut(features).sum().backward()
+        assert (features.grad.abs().sum((0, 1)) > 0).sum() == seen
+
+
+@pytest.mark.parametrize("stem, width", [("stride2", 24), ("pool", 24), ("full", 48)])
+def test_stems_of_the_small_resnet_set_the_size_of_the_first_stage(stem, width):
+    assert build_model("small_resnet", stem=stem).stem(torch.zeros(2, 1, 48, 48)).shape == (2, 20, width, width)
+    with pytest.raises(ValueError, match="there is no stem 'pol'; choose one of stride2, pool, full"):
+        build_model("small_resnet", stem="pol")
+
+
+def test_wide_and_deep_is_as_large_as_resnet18_without_its_head():
+    model = build_model("small_resnet", width=64, deep=True)
+    resnet18 = build_model("resnet18", stem="stride2")
+    assert count_params(model.blocks) == count_params(resnet18.backbone[4:])
+
+
+def test_attention_of_the_transformer_equals_that_of_torch():
+    block = build_model("small_vit").blocks[0].eval()
+    tokens = torch.randn(2, 64, 72)
+    theirs = torch.nn.MultiheadAttention(72, 4, batch_first=True)
+    theirs.in_proj_weight.data, theirs.in_proj_bias.data = (
+        block.queries_keys_values.weight.data,
+        block.queries_keys_values.bias.data,
+    )
+    theirs.out_proj.load_state_dict(block.project.state_dict())
+    torch.testing.assert_close(block.attend(tokens), theirs(tokens, tokens, tokens)[0])

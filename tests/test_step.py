@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from fer_utils.augment import NO_AUGMENT, Augment, beta_quantiles
 from fer_utils.models import ARCHITECTURES, build_model
-from fer_utils.training import TrainConfig, tasks
+from fer_utils.training import TrainConfig, distill, tasks
 from fer_utils.training.loop import freeze, set_modes
 from fer_utils.training.optim import build_optimizer
 from fer_utils.training.step import TrainingStep, lerp_together
@@ -139,6 +139,15 @@ def test_rotations_read_no_value(fake_device):
 def test_landmarks_read_no_value(loss, fake_device):
     points = lambda: torch.full((10, 4, 2), 0.5)  # noqa: E731
     make_steps(fake_step(lambda: build_model("landmark_net"), fake_device, task=tasks.landmarks(loss), targets=points))
+
+
+@pytest.mark.parametrize("out_of_fold", [False, True])
+def test_distillation_reads_no_value(out_of_fold, fake_device, monkeypatch):
+    monkeypatch.setattr(distill, "checksum", id)  # it reads the weights, once, before training
+    with torch.device(fake_device):
+        task = distill.distillation([build_model("small_resnet") for _ in range(2)], "bf16", out_of_fold)
+    folds = (lambda: torch.zeros(10, 2, dtype=torch.long)) if out_of_fold else None
+    make_steps(fake_step(lambda: build_model("small_resnet"), fake_device, task=task, targets=folds))
 
 
 def test_whatever_reads_a_value_is_caught(fake_device):

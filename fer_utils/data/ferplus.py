@@ -13,6 +13,7 @@ from fer_utils.errors import DataError
 
 FERPLUS_EMOTIONS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 FERPLUS_COLUMNS = (*FERPLUS_EMOTIONS, "unknown", "NF")  # NF: no face
+OUR_COLUMNS = [4, 5, 6, 1, 3, 2, 0]  # positions of EMOTIONS in FERPLUS_COLUMNS
 
 
 def find_ferplus(source: Path | None) -> tuple[Path, Path | None] | None:
@@ -41,6 +42,14 @@ def load_ferplus(votes_csv: Path, dataset: FER2013, row_map: Path | None = None)
     if rows.max() >= len(table) or (split_ids[rows] != dataset.split_ids).any():
         raise DataError(f"{votes_csv.name} has other rows or splits than the data; download both again")
     return np.array([_to_ints(votes, votes_csv) for _, *votes in table])[rows]
+
+
+def majority_label(votes: np.ndarray) -> np.ndarray:
+    """Turn votes (N,10) into labels (N,): the emotion that got more votes than any other option, or -1 if none did."""
+    most = votes.max(1, keepdims=True)  # (N,1)
+    is_alone = (votes == most).sum(1) == 1
+    emotions = votes[:, OUR_COLUMNS]  # (N,7)
+    return np.where(is_alone & (emotions.max(1) == most[:, 0]), emotions.argmax(1), -1)
 
 
 def _official_rows(dataset: FER2013, row_map: Path | None) -> np.ndarray:

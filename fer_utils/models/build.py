@@ -16,6 +16,7 @@ from fer_utils.models.landmark import LandmarkNet
 from fer_utils.models.local_global import LocalGlobalNet
 from fer_utils.models.resnet import ResNet18
 from fer_utils.models.small_resnet import SmallResNet
+from fer_utils.models.small_vit import SmallViT
 from fer_utils.models.vgg import VGG16
 
 ARCHITECTURES = {
@@ -24,6 +25,7 @@ ARCHITECTURES = {
     "efficientnet_b0": EfficientNetB0,
     "vgg16": VGG16,
     "small_resnet": SmallResNet,
+    "small_vit": SmallViT,
     "local_global": LocalGlobalNet,
     "landmark_net": LandmarkNet,
 }

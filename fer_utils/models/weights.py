@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -160,3 +162,9 @@ def require_same(expected: dict, actual: dict, path: str | Path) -> None:
     if keys:
         differences = "; ".join(f"{key}: {actual.get(key)} there, {expected.get(key)} here" for key in keys[:3])
         raise TrainingError(f"{path} belongs to another run ({differences}); delete it or use its settings")
+
+
+def checksum(weights: nn.Module | Mapping[str, torch.Tensor] | None) -> int:
+    """A number that changes with the weights of a network, or with those in a state dict; 0 for None."""
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights or {}
+    return zlib.crc32(b"".join(tensor.cpu().numpy().tobytes() for tensor in state.values()))
