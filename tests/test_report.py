@@ -468,7 +468,7 @@ def test_three_results_of_the_readme_are_those_of_the_report(as_committed):
     assert f"The claim was {gain.claimed_low:+.1f}." in text and gain.seeds == 2
     shares = pd.read_csv(reports / "tables" / "08_region_share.csv").set_index(["emotion", "region"])
     for emotion, region, verdict in [("happy", "mouth", "confirmed"), ("fear", "eyes", "not confirmed")]:
-        row, area = claims.loc[f"08_looks_{emotion}"], f"{100 * shares.area_share[emotion, region]:.1f} %"
+        row, area = claims.loc[f"08_{emotion}"], f"{100 * shares.area_share[emotion, region]:.1f} %"
         interval = f"n = {row.n:.0f}, one model, 95 % interval {row.ci_low:.1f} to {row.ci_high:.1f} %"
         assert re.search(rf"For \*{emotion}\*, {row.measured:.1f} % .*?{area} .*?{interval}\)", text), emotion
         assert row.verdict.split(":")[0] == verdict and f'the claim "{region}" is {verdict}' in text
@@ -504,8 +504,8 @@ def test_findings_named_on_the_results_page_are_those_of_the_tables(as_committed
     assert f"right on {best.accuracy:.1f} % of test, {best.difference:.1f} points more" in text
     gain = best.accuracy_no_duplicates - single.accuracy_no_duplicates
     assert f"the copies it is right on {best.accuracy_no_duplicates:.1f} %, {gain:.1f} points more" in text
-    looks = pd.read_csv(tables / "claims.csv").query("id.str.startswith('08_looks_')")
-    verdicts = looks.set_index(looks.id.str.removeprefix("08_looks_")).verdict.str.split(":").str[0]
+    looks = pd.read_csv(tables / "claims.csv").query("id.str.startswith('08_')")
+    verdicts = looks.set_index(looks.id.str.removeprefix("08_")).verdict.str.split(":").str[0]
     assert "confirm the claim that *happy* is seen at the mouth" in text and verdicts["happy"] == "confirmed"
     assert "*sad* at the mouth are only partly confirmed, or not at all" in text
     assert set(verdicts[["fear", "surprise", "sad"]]) <= {"partly", "not confirmed"}

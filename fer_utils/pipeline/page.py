@@ -33,14 +33,14 @@ MAIN_CLAIMS = (
     "07_two_models_accuracy",
     "07_two_models_cost",
     "07_single_model_efficiency",
-    "08_looks_surprise",
-    "08_looks_fear",
-    "08_looks_happy",
-    "08_looks_sad",
+    "08_surprise",
+    "08_fear",
+    "08_happy",
+    "08_sad",
     "10_resnet18_fine_tuned",
     "11_rafdb_accuracy",
 )
-CLAIM_DECIMALS = {"%": 1, "% of the map": 1, "fraction of image width": 4, "GMACs": 9}  # of measured values; else 2
+CLAIM_DECIMALS = {"%": 1, "fraction": 4, "GMACs": 9}  # of measured values, by the unit's first word; others have 2
 
 
 def build_report(reports: Path, provenance: dict) -> None:
@@ -224,7 +224,8 @@ def _format_measured(row: dict) -> str:
     """Format a measured value and its interval: "52.4 % (50.8 to 54.0)"."""
     if pd.isna(row["measured"]):
         return "-"
-    style = f"{_sign(row['unit'])}.{CLAIM_DECIMALS.get(row['unit'], 2)}f"
+    decimals = CLAIM_DECIMALS.get(row["unit"].partition(" ")[0], 2)
+    style = f"{_sign(row['unit'])}.{decimals}f"
     measured = _add_unit(f"{row['measured']:{style}}", row["unit"])
     return measured if pd.isna(row["ci_low"]) else f"{measured} ({row['ci_low']:{style}} to {row['ci_high']:{style}})"
 
