@@ -1,6 +1,8 @@
 """Write the results of a notebook: tables, figures, predictions, and rows of the summary and the claims."""
 
 import json
+import math
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 
@@ -17,7 +19,30 @@ SUMMARY_COLUMNS = [
     *("notebook", "model", "profile", "device", "split", "n", "seeds", "accuracy", "accuracy_sd", "ci_low", "ci_high"),
     *("macro_f1", "accuracy_no_duplicates", "params", "gmacs", "epochs", "train_seconds", "images_per_second"),
 ]
-CLAIM_COLUMNS = ["claim", "source", "claimed", "measured", "ci_low", "ci_high", "n", "verdict"]
+CLAIM_COLUMNS = [
+    *("id", "project", "claim", "unit", "claimed_low", "claimed_high", "measured", "ci_low", "ci_high"),
+    *("n", "seeds", "epochs", "start", "conditions", "verdict"),
+]
+CLAIM_NUMBERS = CLAIM_COLUMNS[4:12]  # from claimed_low to epochs
+
+
+@dataclass(frozen=True)
+class ClaimProject:
+    """A student project whose claims are tested here."""
+
+    title: str  # as its write-up prints it
+    link: str | None = None  # address of its code, where the write-up prints one
+    year: int | None = None  # where the write-up prints one
+
+
+CLAIM_PROJECTS = {
+    "landmark-attention": ClaimProject("Facial Expression Recognition with Landmark Detection"),
+    "lenet-transfer": ClaimProject(
+        "Facial Emotion Recognition", link="https://github.com/Tempest1ss1mo/facial-emotion-recognition"
+    ),
+    "efficientnet-ensemble": ClaimProject("Facial Expression Recognition System", year=2025),
+    "local-global": ClaimProject("Facial Emotion Recognition with Deep Learning"),
+}
 
 
 class Report:
@@ -74,9 +99,56 @@ class Report:
         """The rows that this notebook has added to summary.csv so far."""
         return self._manifest["summary"]
 
-    def claim(self, **row: object) -> None:
-        """Add a row to claims.csv, with CLAIM_COLUMNS: the claim, the measured value, and the verdict."""
-        self._add("claims", _complete(row, CLAIM_COLUMNS))
+    def claim(
+        self,
+        *,
+        id: str,
+        project: str,
+        claim: str,
+        unit: str,
+        claimed: float | tuple[float, float] | None,
+        measured: float | None,
+        ci_low: float | None,
+        ci_high: float | None,
+        n: int | None,
+        seeds: int | None,
+        epochs: int | None,
+        start: str,
+        conditions: str,
+        verdict: str,
+    ) -> None:
+        """Add a row to claims.csv: what a student project claimed, what this notebook measured, and the verdict.
+
+        id: stable, unique, and starts with the notebook's number. project: a key of CLAIM_PROJECTS.
+        unit: of claimed, measured and the interval, such as "%" or "points".
+        claimed: a number, (low, high) for a range, or None where the claim is in words.
+        measured, ci_low, ci_high: None where nothing was measured. n: test images behind `measured`.
+        seeds, epochs: None where nothing is trained. start: "scratch", "ImageNet", "landmarks", ...; "" likewise.
+        conditions: how our conditions differ from those of the claim, in one sentence; "" if they do not.
+        ValueError for an unknown project, an id that is taken or of another notebook, or a number that is not finite.
+        """
+        claimed_low, claimed_high = claimed if isinstance(claimed, tuple) else (claimed, claimed)
+        row = {
+            **{"id": id, "project": project, "claim": claim, "unit": unit},
+            **{"claimed_low": claimed_low, "claimed_high": claimed_high},
+            **{"measured": measured, "ci_low": ci_low, "ci_high": ci_high},
+            **{"n": n, "seeds": seeds, "epochs": epochs},
+            **{"start": start, "conditions": conditions, "verdict": verdict},
+        }
+        self._check_claim(row)
+        self._add("claims", row)
+
+    def _check_claim(self, row: dict) -> None:
+        if row["project"] not in CLAIM_PROJECTS:
+            known = ", ".join(CLAIM_PROJECTS)
+            raise ValueError(f"claim {row['id']}: no project {row['project']!r}; use one of {known}")
+        if not row["id"].startswith(f"{self.number}_"):
+            raise ValueError(f"claim {row['id']}: the id must start with the notebook's number, {self.number}_")
+        if row["id"] in (other["id"] for other in self._manifest["claims"]):
+            raise ValueError(f"claim {row['id']}: the id is taken; give each claim its own, or run the notebook again")
+        for column in CLAIM_NUMBERS:
+            if row[column] is not None and not math.isfinite(row[column]):
+                raise ValueError(f"claim {row['id']}: {column} is {row[column]}; pass a finite number, or None")
 
     def _add(self, part: str, entry: dict) -> None:
         self._manifest[part].append(entry)

@@ -44,6 +44,12 @@ ROW = {
     **{"gmacs": 0.0243, "epochs": 3, "train_seconds": 10.0, "images_per_second": 900.0},
 }
 
+CLAIM = {
+    **{"id": "04_accuracy", "project": "lenet-transfer", "claim": "Baseline CNN, accuracy on test", "unit": "%"},
+    **{"claimed": (60, 65), "measured": 61.0, "ci_low": 59.0, "ci_high": 63.0, "n": 3589, "seeds": 1, "epochs": 3},
+    **{"start": "scratch", "conditions": "Fewer epochs.", "verdict": "confirmed"},
+}
+
 
 def publish(reports, standard=True, name="04_baseline_cnn", profile="cpu"):
     """Run a small notebook's worth of reporting and put it where the runner would publish it."""
@@ -58,9 +64,7 @@ def publish(reports, standard=True, name="04_baseline_cnn", profile="cpu"):
     report.table(verdicts, "04_comparison", "A comparison.")
     report.summary(**ROW)
     report.summary(**ROW | {"split": "val"})
-    report.claim(
-        claim="x", source="s", claimed="60 %", measured="61 %", ci_low=0.59, ci_high=0.63, n=3589, verdict="confirmed"
-    )
+    report.claim(**CLAIM | {"id": f"{name[:2]}_accuracy"})
     (reports / "manifests").mkdir(exist_ok=True)
     (reports / "manifest.json").rename(reports / "manifests" / f"{name}.json")
     return report
@@ -137,7 +141,7 @@ def test_page_of_the_embedded_sample_never_looks_like_a_result(tmp_path):
     assert page.index('class="banner"') < page.index("<table")
     assert f"<title>{SAMPLE_TITLE}</title>" in page and f"<h1>{SAMPLE_TITLE}</h1>" in page and TITLE not in page
     assert [text for text in VERDICTS if text in page] == []
-    assert "this table has no verdicts" in page and "61 %" in page and 'id="table-04_comparison"' in page
+    assert "this table has no verdicts" in page and CLAIM["claim"] in page and 'id="table-04_comparison"' in page
 
 
 def test_one_notebook_on_the_sample_is_enough_for_the_banner(tmp_path):
@@ -189,6 +193,37 @@ def test_rows_with_missing_or_misspelt_columns_are_refused(tmp_path):
         report.summary(**ROW, acuracy=1)
     with pytest.raises(ValueError, match="macro_f1"):
         report.summary(**{k: v for k, v in ROW.items() if k != "macro_f1"})
+
+
+@pytest.mark.parametrize(
+    ("claimed", "low", "high"), [((60, 65), 60, 65), (52.38, 52.38, 52.38), (np.float32(0.5), 0.5, 0.5), (None,) * 3]
+)
+def test_a_claim_is_a_number_a_range_or_words(tmp_path, claimed, low, high):
+    report = Report("04_baseline_cnn", tiny_faces(), "cpu", "CPU", tmp_path)
+    report.claim(**CLAIM | {"claimed": claimed, "seeds": np.int64(2)})
+    [row] = json.loads((tmp_path / "manifest.json").read_text())["claims"]
+    assert list(row) == report_module.CLAIM_COLUMNS
+    assert (row["claimed_low"], row["claimed_high"], row["seeds"]) == (low, high, 2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"project": "student project 3"}, "no project 'student project 3'; use one of landmark-attention, "),
+        ({"id": "05_accuracy"}, "must start with the notebook's number, 04_"),
+        ({"id": "04_taken"}, "the id is taken"),
+        ({"measured": float("nan")}, "measured is nan; pass a finite number, or None"),
+        ({"ci_high": np.float64("inf")}, "ci_high is inf"),
+        ({"claimed": (60, float("nan"))}, "claimed_high is nan"),
+        ({"epochs": float("nan")}, "epochs is nan"),
+    ],
+)
+def test_a_wrong_claim_is_refused(tmp_path, wrong, message):
+    report = Report("04_baseline_cnn", tiny_faces(), "cpu", "CPU", tmp_path)
+    report.claim(**CLAIM | {"id": "04_taken"})
+    with pytest.raises(ValueError, match=message):
+        report.claim(**CLAIM | wrong)
+    assert len(json.loads((tmp_path / "manifest.json").read_text())["claims"]) == 1
 
 
 def test_non_standard_data_is_stamped_on_every_table(tmp_path):
