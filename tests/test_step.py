@@ -142,6 +142,11 @@ def test_landmarks_read_no_value(loss, fake_device):
     make_steps(fake_step(lambda: build_model("landmark_net"), fake_device, task=tasks.landmarks(loss), targets=points))
 
 
+def test_emotions_and_landmarks_read_no_value(fake_device):
+    task, targets = tasks.emotions_and_landmarks(0.1, 0.1), lambda: torch.full((10, 9), 0.5)
+    make_steps(fake_step(lambda: build_model("multi_task_net"), fake_device, task=task, targets=targets))
+
+
 def test_whatever_reads_a_value_is_caught(fake_device):
     honest = tasks.classification()
     curious = replace(
