@@ -25,6 +25,7 @@ from fer_utils.pipeline.page import (
     TIMES_END,
     TITLE,
     build_report,
+    format_claims,
     make_anchors_table,
     make_claims_table,
     make_results_table,
@@ -36,7 +37,7 @@ from fer_utils.pipeline.planning import needed_files
 from fer_utils.pipeline.publish import Folders
 from fer_utils.pipeline.report_files import read_report_record
 from fer_utils.pipeline.stages import STAGES
-from fer_utils.report import Report, to_markdown
+from fer_utils.report import CLAIM_PROJECTS, Report, to_markdown
 
 ROW = {
     **{"model": "cnn", "split": "test", "n": 3589, "seeds": 1, "accuracy": 0.61234, "accuracy_sd": float("nan")},
@@ -108,7 +109,9 @@ def test_page_is_self_contained_and_holds_everything(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert '<h2 id="04_baseline_cnn">04 · How far does a LeNet-style CNN get?</h2>' in page
     assert 'alt="A rising line."' in page and "A &lt;curve&gt;." in page and "abc123" in page and "35,887" in page
-    assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "the page loads something from elsewhere"
+    assert not re.findall(r'src="(?!data:)|<link', page), "the page loads something from elsewhere"
+    links = set(re.findall(r'<a href="([^#"].*?)"', page))
+    assert links == {CLAIM_PROJECTS["lenet-transfer"].link}, "only the address that a project prints"
     assert json.loads((tmp_path / "provenance.json").read_text()) == {"commit": "abc123"}
 
 
@@ -141,7 +144,8 @@ def test_page_of_the_embedded_sample_never_looks_like_a_result(tmp_path):
     assert page.index('class="banner"') < page.index("<table")
     assert f"<title>{SAMPLE_TITLE}</title>" in page and f"<h1>{SAMPLE_TITLE}</h1>" in page and TITLE not in page
     assert [text for text in VERDICTS if text in page] == []
-    assert "this table has no verdicts" in page and CLAIM["claim"] in page and 'id="table-04_comparison"' in page
+    assert "this table has no verdicts" in page and 'id="table-04_comparison"' in page
+    assert "61.0 % (59.0&nbsp;to&nbsp;63.0)" in page
 
 
 def test_one_notebook_on_the_sample_is_enough_for_the_banner(tmp_path):
@@ -166,6 +170,53 @@ def test_summary_and_claims_have_their_columns(tmp_path):
     summary = pd.read_csv(tmp_path / "summary.csv")
     assert list(summary.columns) == report_module.SUMMARY_COLUMNS and set(summary.accuracy) == {0.61234}
     assert list(pd.read_csv(tmp_path / "tables/claims.csv").columns) == report_module.CLAIM_COLUMNS
+
+
+def make_claims(*changes):
+    """A row of claims.csv for each change to CLAIM."""
+    claimed_low, claimed_high = CLAIM["claimed"]
+    row = {**CLAIM, "claimed_low": claimed_low, "claimed_high": claimed_high}
+    return pd.DataFrame([row | change for change in changes], columns=report_module.CLAIM_COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "claimed", "measured"),
+    [
+        ({}, "60-65 %", "61.0 % (59.0 to 63.0)"),
+        ({"claimed_low": 52.38, "claimed_high": 52.38, "ci_low": None, "ci_high": None}, "52.38 %", "61.0 %"),
+        ({"claimed_low": None, "claimed_high": None, "measured": None}, "in words", "-"),
+        (
+            {"unit": "points", "claimed_low": 4.2, "claimed_high": 4.2, "measured": 0.56}
+            | {"ci_low": -0.86, "ci_high": 2.0},
+            *("+4.2 points", "+0.56 points (-0.86 to +2.00)"),
+        ),
+        (
+            {"unit": "fraction of image width", "claimed_low": 0.0386, "claimed_high": 0.0386, "measured": 0.02114}
+            | {"ci_low": 0.0205, "ci_high": 0.0219},
+            *("0.0386 of image width", "0.0211 of image width (0.0205 to 0.0219)"),
+        ),
+    ],
+)
+def test_claims_are_shown_with_their_units_and_intervals(changes, claimed, measured):
+    [(project, table)] = format_claims(make_claims(changes)).items()
+    assert project == CLAIM["project"]
+    assert (table.claimed.item(), table.measured.item()) == (claimed, measured)
+
+
+def test_what_a_claim_does_not_have_is_shown_as_a_dash():
+    nothing = {"n": None, "seeds": None, "epochs": None, "start": "", "conditions": np.nan}
+    [table] = format_claims(make_claims(nothing, {})).values()
+    assert table.iloc[0][list(nothing)].tolist() == ["-"] * 5
+    assert table.iloc[1][list(nothing)].tolist() == ["3,589", "1", "3", "scratch", "Fewer epochs."]
+
+
+def test_a_manifest_with_claims_of_an_older_version_is_named(tmp_path):
+    publish(tmp_path)
+    manifest = tmp_path / "manifests" / "04_baseline_cnn.json"
+    older = json.loads(manifest.read_text()) | {"claims": [{"claim": "x", "source": "s", "claimed": "60 %"}]}
+    manifest.write_text(json.dumps(older))
+    with pytest.raises(ValueError, match=r"04_baseline_cnn\.json is damaged; run 04_baseline_cnn again"):
+        build_report(tmp_path, {})
 
 
 def test_anchors_say_what_was_selected_where_and_end_with_our_best_on_val():
@@ -242,8 +293,8 @@ def test_docs_get_claims_results_and_times_between_their_markers(tmp_path):
     claims_block, results_block = block(CLAIMS_BEGIN, CLAIMS_END), block(RESULTS_BEGIN, RESULTS_END)
     results.write_text(f"# Title\n{claims_block}Text.\n{results_block}The end.\n")
     running.write_text(f"# Title\n{block(TIMES_BEGIN, TIMES_END)}The end.\n")
-    claim = {"claimed": "60 %", "measured": "61 %", "n": 3589, "verdict": "consistent"}
-    claims = pd.DataFrame([{"claim": MAIN_CLAIMS[0], **claim}, {"claim": "a detail", **claim}])
+    details = {"id": "04_detail", "claim": "a detail"}
+    claims = make_claims({"id": MAIN_CLAIMS[0]}, details, {"id": MAIN_CLAIMS[1], "project": "efficientnet-ensemble"})
     summary = pd.DataFrame([{"notebook": "04", "profile": "cpu", "device": "CPU", **ROW}])
     facts = {"seconds": 90.0, "peak_memory_mb": 1234, "profile": "cpu", "device": "cpu"}
     texts = renew_docs(tmp_path, claims, summary, {"stages": {"04_baseline_cnn": facts}})
@@ -251,7 +302,10 @@ def test_docs_get_claims_results_and_times_between_their_markers(tmp_path):
     for text in texts.values():
         assert "old" not in text and text.startswith("# Title\n") and text.endswith("The end.\n")
     shown_claims, shown_results = texts[results].split("Text.")
-    assert "| 3,589 | consistent" in shown_claims and "a detail" not in shown_claims
+    assert "| 61.0 % (59.0 to 63.0) | 3,589 | 1" in shown_claims and "a detail" not in shown_claims
+    project = CLAIM_PROJECTS["lenet-transfer"]
+    assert f"### [{project.title}]({project.link})\n" in shown_claims
+    assert "### Facial Expression Recognition System (2025)\n" in shown_claims
     assert "Split: test. n: 3,589. profile: cpu. device: CPU.\n" in shown_results and "61.2%" in shown_results
     assert "| 1.5       | 1.2 GB" in texts[running]
     for path, text in texts.items():
@@ -266,7 +320,7 @@ def test_docs_of_this_project_agree_with_its_reports():
     reports = PROJECT_ROOT / "reports"
     results, running = ((PROJECT_ROOT / page).read_text(encoding="utf8") for page in GENERATED_PAGES)
     claims = pd.read_csv(reports / "tables" / "claims.csv")
-    assert set(MAIN_CLAIMS) <= set(claims.claim)
+    assert set(MAIN_CLAIMS) <= set(claims.id)
     assert results.split(CLAIMS_BEGIN)[1].split(CLAIMS_END)[0].strip() == make_claims_table(claims)
     shown = results.split(RESULTS_BEGIN)[1].split(RESULTS_END)[0].strip()
     assert shown == make_results_table(pd.read_csv(reports / "summary.csv"))
@@ -407,18 +461,17 @@ def test_three_results_of_the_readme_are_those_of_the_report(as_committed):
         assert re.search(rf"reaches {100 * row.accuracy:.1f} % (accuracy )?\({re.escape(shown)}\)", text), shown
     left = [f"{100 * row.accuracy_no_duplicates:.1f} %" for row in (baseline, pair)]
     assert f"Without those, the two accuracies are {left[0]} and {left[1]}" in text
-    claims = pd.read_csv(reports / "tables" / "claims.csv").set_index("claim")
-    gain = claims.loc["gain from attention, recipe ours, points"]
-    interval = f"95 % interval over seeds {100 * gain.ci_low:+.2f} to {100 * gain.ci_high:+.2f}"
-    assert f"changed by {gain.measured} points (n = {gain.n:,}, two seeds, {interval})" in text
-    assert f"The claim was {gain.claimed}." in text and "2 seeds" in gain.verdict
-    for emotion, verdict in [("happy", "confirmed"), ("fear", "not confirmed")]:
-        row = claims.loc[f"where the network looks, {emotion}"]
-        share, area = re.match(r"([\d.]+)% of the map on ([\d.]+)% of the area", row.measured).groups()
-        interval = f"95 % interval {100 * row.ci_low:.1f} to {100 * row.ci_high:.1f} %"
-        found = re.search(rf"For \*{emotion}\*, {share} % .*?{area} % .*?n = {row.n}, one model, {interval}\)", text)
-        assert found, emotion
-        assert row.verdict.split(":")[0] == verdict and f'the claim "{row.claimed}" is {verdict}' in text
+    claims = pd.read_csv(reports / "tables" / "claims.csv").set_index("id")
+    gain = claims.loc["05_attention_gain_ours"]
+    interval = f"95 % interval over seeds {gain.ci_low:+.2f} to {gain.ci_high:+.2f}"
+    assert f"changed by {gain.measured:+.2f} points (n = {gain.n:,.0f}, two seeds, {interval})" in text
+    assert f"The claim was {gain.claimed_low:+.1f}." in text and gain.seeds == 2
+    shares = pd.read_csv(reports / "tables" / "08_region_share.csv").set_index(["emotion", "region"])
+    for emotion, region, verdict in [("happy", "mouth", "confirmed"), ("fear", "eyes", "not confirmed")]:
+        row, area = claims.loc[f"08_{emotion}"], f"{100 * shares.area_share[emotion, region]:.1f} %"
+        interval = f"n = {row.n:.0f}, one model, 95 % interval {row.ci_low:.1f} to {row.ci_high:.1f} %"
+        assert re.search(rf"For \*{emotion}\*, {row.measured:.1f} % .*?{area} .*?{interval}\)", text), emotion
+        assert row.verdict.split(":")[0] == verdict and f'the claim "{region}" is {verdict}' in text
 
 
 def test_findings_named_on_the_results_page_are_those_of_the_tables(as_committed):
@@ -451,8 +504,8 @@ def test_findings_named_on_the_results_page_are_those_of_the_tables(as_committed
     assert f"right on {best.accuracy:.1f} % of test, {best.difference:.1f} points more" in text
     gain = best.accuracy_no_duplicates - single.accuracy_no_duplicates
     assert f"the copies it is right on {best.accuracy_no_duplicates:.1f} %, {gain:.1f} points more" in text
-    looks = pd.read_csv(tables / "claims.csv").query("claim.str.startswith('where the network looks')")
-    verdicts = looks.set_index(looks.claim.str.split(", ").str[1]).verdict.str.split(":").str[0]
+    looks = pd.read_csv(tables / "claims.csv").query("id.str.startswith('08_')")
+    verdicts = looks.set_index(looks.id.str.removeprefix("08_")).verdict.str.split(":").str[0]
     assert "confirm the claim that *happy* is seen at the mouth" in text and verdicts["happy"] == "confirmed"
     assert "*sad* at the mouth are only partly confirmed, or not at all" in text
     assert set(verdicts[["fear", "surprise", "sad"]]) <= {"partly", "not confirmed"}

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader
 from fer_utils.paths import ASSETS, PROJECT_ROOT, atomic_write
 from fer_utils.pipeline.execution import shrink_picture
 from fer_utils.pipeline.freshness import GENERATED_PAGES
-from fer_utils.report import CLAIM_COLUMNS, SUMMARY_COLUMNS, format_table, write_csv
+from fer_utils.report import CLAIM_COLUMNS, CLAIM_PROJECTS, SUMMARY_COLUMNS, format_cell, format_table, write_csv
 
 CLAIMS_BEGIN, CLAIMS_END = "<!-- claims: generated from reports/tables/claims.csv -->", "<!-- end of claims -->"
 RESULTS_BEGIN, RESULTS_END = "<!-- results: generated from reports/summary.csv -->", "<!-- end of results -->"
@@ -23,23 +23,24 @@ SAMPLE_BANNER = "Embedded sample: these numbers say nothing about FER2013"
 
 # The claims that docs/results.md shows. claims.csv has all of them, also for single landmarks, emotions and versions.
 MAIN_CLAIMS = (
-    "images without a detected face",
-    "landmark error, mean",
-    "baseline CNN, accuracy",
-    "attention ResNet18, accuracy",
-    "gain from attention, recipe original, points",
-    "gain from attention, recipe ours, points",
-    "EfficientNet-B0, crp, accuracy",
-    "EfficientNet-B0, two models, accuracy",
-    "EfficientNet-B0, two models, GFLOPs",
-    "EfficientNet-B0, one CRP model, efficiency",
-    "where the network looks, surprise",
-    "where the network looks, fear",
-    "where the network looks, happy",
-    "where the network looks, sad",
-    "resnet18 fine-tuned, accuracy",
-    "ResNet-50 with local features, attention and fusion on RAF-DB, accuracy",
+    "02_no_face",
+    "03_error_mean",
+    "04_baseline_accuracy",
+    "05_attention_accuracy",
+    "05_attention_gain_original",
+    "05_attention_gain_ours",
+    "06_accuracy_crp",
+    "07_two_models_accuracy",
+    "07_two_models_cost",
+    "07_single_model_efficiency",
+    "08_surprise",
+    "08_fear",
+    "08_happy",
+    "08_sad",
+    "10_resnet18_fine_tuned",
+    "11_rafdb_accuracy",
 )
+CLAIM_DECIMALS = {"%": 1, "fraction": 4, "GMACs": 9}  # of measured values, by the unit's first word; others have 2
 
 
 def build_report(reports: Path, provenance: dict) -> None:
@@ -52,6 +53,7 @@ def build_report(reports: Path, provenance: dict) -> None:
     summary = pd.DataFrame([row for m in manifests for row in m["summary"]], columns=SUMMARY_COLUMNS)
     summary["epochs"] = summary.epochs.astype("Int64")  # an ensemble has none
     claims = pd.DataFrame([row for m in manifests for row in m["claims"]], columns=CLAIM_COLUMNS)
+    claims = claims.astype(dict.fromkeys(["n", "seeds", "epochs"], "Int64"))  # whole numbers, or missing
     page = render_page(reports, manifests, summary, claims, provenance)  # may fail, so nothing is written before it
     is_own = reports == PROJECT_ROOT / "reports"
     docs = renew_docs(PROJECT_ROOT, claims, summary, provenance) if is_own else {}
@@ -70,7 +72,8 @@ def read_manifest(path: Path) -> dict:
     try:
         manifest = json.loads(path.read_text(encoding="utf8"))
         missing = {"notebook", "artifacts", "summary", "claims"} - manifest.keys()
-    except (ValueError, AttributeError):
+        missing |= {column for row in manifest["claims"] for column in CLAIM_COLUMNS if column not in row}
+    except (ValueError, AttributeError, KeyError, TypeError):
         missing = {"everything"}
     if missing:
         raise ValueError(f"{path} is damaged; run {path.stem} again, or restore the file with git checkout")
@@ -94,7 +97,7 @@ def render_page(
         banner=SAMPLE_BANNER,
         claims_title="Claims, not tested" if is_sample else "Claims tested again",
         sections=sections,
-        claims=to_html(_drop_verdicts(claims) if is_sample else claims, 4),
+        projects=_make_claim_sections(claims, is_sample),
         anchors=to_html(make_anchors_table(summary[:0] if is_sample else summary), 4),
         summary=to_html(summary, 4),
         provenance=json.dumps(provenance, indent=2, sort_keys=True),
@@ -104,6 +107,15 @@ def render_page(
 def contains_sample(manifests: list[dict]) -> bool:
     """Whether any of the published results comes from the embedded sample."""
     return any(manifest.get("profile") == "sample" for manifest in manifests)
+
+
+def _make_claim_sections(claims: pd.DataFrame, is_sample: bool) -> list[dict]:
+    """Return, for each project, its title, link and year, and its claims as HTML; no verdicts for the sample."""
+    sections = []
+    for project, table in format_claims(claims).items():
+        html = to_html(_drop_verdicts(table) if is_sample else table, 0)
+        sections.append({"key": project, "project": CLAIM_PROJECTS[project], "html": html})
+    return sections
 
 
 def _make_section(reports: Path, manifest: dict, provenance: dict, is_sample: bool) -> dict:
@@ -144,7 +156,7 @@ def to_html(table: pd.DataFrame, digits: int) -> str:
 
     Cells are marked as short or long, so that the style sheet can keep a browser from wrapping a long text after every
     word. Column names may wrap after an underscore, because a table that is too wide for the paper shrinks the whole
-    print.
+    print. An interval such as (0.1 to 0.2) stays on one line.
     """
     html = (
         format_table(table.astype(object), digits)
@@ -152,6 +164,7 @@ def to_html(table: pd.DataFrame, digits: int) -> str:
         .replace("<th>", '<th scope="col">')
     )
     html = re.sub(r"(?<=_)(?=[^<>]*</th>)", "<wbr>", html)
+    html = re.sub(r"\([^() ]+ to [^() ]+\)", lambda interval: interval[0].replace(" ", "&nbsp;"), html)
     html = re.sub(r"<td>([^<]{1,24})</td>", r'<td class="short">\1</td>', html)
     return re.sub(r"<td>([^<]{50,})</td>", r'<td class="long">\1</td>', html)
 
@@ -180,12 +193,61 @@ def make_anchors_table(summary: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([pd.read_csv(ASSETS / "anchors.csv"), pd.DataFrame(ours)], ignore_index=True)
 
 
+def format_claims(claims: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return project -> its claims as a table of texts, for every project that has claims.
+
+    claims: rows of claims.csv. "measured" has the 95 % interval in brackets; values carry their units.
+    """
+    facts = ["n", "seeds", "epochs", "start", "conditions", "verdict"]
+    tables = {}
+    for project in CLAIM_PROJECTS:
+        rows = claims[claims.project == project].to_dict("records")
+        texts = [
+            {"claim": row["claim"], "claimed": _format_claimed(row), "measured": _format_measured(row)}
+            | {fact: format_cell(row[fact], 0) or "-" for fact in facts}
+            for row in rows
+        ]
+        if texts:
+            tables[project] = pd.DataFrame(texts)
+    return tables
+
+
+def _format_claimed(row: dict) -> str:
+    """Format what a project claimed as it prints it: "52.38 %", "60-65 %" or "+4.2 points"."""
+    if pd.isna(row["claimed_low"]):
+        return "in words"
+    ends = dict.fromkeys([row["claimed_low"], row["claimed_high"]])  # one number, or the two ends of a range
+    return _add_unit("-".join(f"{end:{_sign(row['unit'])}.10g}" for end in ends), row["unit"])
+
+
+def _format_measured(row: dict) -> str:
+    """Format a measured value and its interval: "52.4 % (50.8 to 54.0)"."""
+    if pd.isna(row["measured"]):
+        return "-"
+    decimals = CLAIM_DECIMALS.get(row["unit"].partition(" ")[0], 2)
+    style = f"{_sign(row['unit'])}.{decimals}f"
+    measured = _add_unit(f"{row['measured']:{style}}", row["unit"])
+    return measured if pd.isna(row["ci_low"]) else f"{measured} ({row['ci_low']:{style}} to {row['ci_high']:{style}})"
+
+
+def _sign(unit: str) -> str:
+    return "+" if unit == "points" else ""
+
+
+def _add_unit(number: str, unit: str) -> str:
+    """Write the unit behind a number: "0.0211 of image width" for a "fraction of image width"."""
+    return f"{number} {unit.removeprefix('fraction ')}"
+
+
 def make_claims_table(claims: pd.DataFrame) -> str:
-    """Return the claims table of docs/results.md: one Markdown row for each of MAIN_CLAIMS that was tested."""
-    main_claims = claims[claims.claim.isin(MAIN_CLAIMS)].copy()
-    main_claims["n"] = main_claims.n.map("{:,}".format).replace("0", "-")
-    columns = ["claim", "claimed", "measured", "n", "verdict"]
-    return main_claims[columns].to_markdown(index=False, disable_numparse=True)
+    """Return the claims of docs/results.md: for each project a heading, and a Markdown row for each of MAIN_CLAIMS."""
+    parts = []
+    for key, table in format_claims(claims[claims.id.isin(MAIN_CLAIMS)]).items():
+        project = CLAIM_PROJECTS[key]
+        title = f"[{project.title}]({project.link})" if project.link else project.title
+        parts.append(f"### {title}{f' ({project.year})' if project.year else ''}")
+        parts.append(table.to_markdown(index=False, disable_numparse=True))
+    return "\n\n".join(parts)
 
 
 def make_results_table(summary: pd.DataFrame) -> str:
