@@ -104,6 +104,7 @@ def test_captured_equals_eager(name, device):
         {"precision": "bf16"},
         {"lr_factors": (("features", 0.0),)},
         {"ema": 0.0, "clip": 0.0, "momentum": 0.0},
+        {"sampling": "balanced"},
     ],
     ids=str,
 )
@@ -116,8 +117,11 @@ def test_every_option_is_captured(options, device):
 def test_every_task_is_captured(device):
     plain = replace(CONFIG, augment=Augment(), lr=1e-3)
     points, shares = torch.rand(640, 4, 2), torch.rand(640, 7).softmax(1)
+    both = torch.cat([torch.arange(640).view(-1, 1) % 7, points.flatten(1)], 1)
+    both[::3, 1:] = torch.nan  # a third of the faces has no landmarks
     for build, task, targets in (
         (lambda: build_model("landmark_net"), tasks.landmarks("wing"), points),
+        (lambda: build_model("multi_task_net"), tasks.emotions_and_landmarks(0.1), both),
         (lambda: build_model("resnet18", num_classes=4), tasks.rotations(), None),
         (NETWORKS["baseline_cnn"], None, shares),
     ):

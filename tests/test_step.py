@@ -46,6 +46,7 @@ OPTIONS = [
     {"precision": "fp32"},
     {"lr_factors": (("features", 0.0),)},
     {"lr_factors": (("features", 0.1), ("features.0", 0.0))},
+    {"sampling": "balanced"},
     EVERYTHING,
 ]
 
@@ -56,7 +57,7 @@ def fake_device(request, monkeypatch):
     beta_quantiles.cache_clear()  # neither may a real table get in, nor a fake one out
     with FakeTensorMode(), warnings.catch_warnings():
         if request.param == "cuda":
-            for name in ("rand", "randint", "randperm"):
+            for name in ("rand", "randint", "randperm", "multinomial"):
                 monkeypatch.setattr(torch, name, without_generator(getattr(torch, name)))
             monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
             for name in ("_fused_sgd_", "_fused_adamw_"):
@@ -150,6 +151,11 @@ def test_distillation_reads_no_value(out_of_fold, fake_device, monkeypatch):
     make_steps(fake_step(lambda: build_model("small_resnet"), fake_device, task=task, targets=folds))
 
 
+def test_emotions_and_landmarks_read_no_value(fake_device):
+    task, targets = tasks.emotions_and_landmarks(0.1, 0.1), lambda: torch.full((10, 9), 0.5)
+    make_steps(fake_step(lambda: build_model("multi_task_net"), fake_device, task=task, targets=targets))
+
+
 def test_whatever_reads_a_value_is_caught(fake_device):
     honest = tasks.classification()
     curious = replace(
@@ -162,8 +168,10 @@ def test_whatever_reads_a_value_is_caught(fake_device):
 # ---- With values, on the CPU ----
 
 
-def real_step(options: dict) -> TrainingStep:
+def real_step(options: dict, targets: torch.Tensor | None = None) -> TrainingStep:
     images, labels = (torch.as_tensor(array) for array in toy_faces(40, 0))
+    if targets is not None:
+        images, labels = images[torch.arange(len(targets)) % len(images)], targets
     config = replace(CONFIG, **({"batch_size": 8, "precision": "fp32"} | options))
     torch.manual_seed(3)
     model = nn.Sequential(nn.Conv2d(1, 4, 6, stride=6), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 7))
@@ -208,3 +216,41 @@ def test_the_average_of_all_tensors_together_is_lerp():
     lerp_together(means, current, torch.tensor(0.37))
     for mean, wanted in zip(means, expected, strict=True):
         torch.testing.assert_close(mean, wanted)
+
+
+# Class 0 has one image in a thousand, class 1 none, class 6 more than half.
+UNEQUAL = torch.tensor([0] * 4 + [2] * 100 + [3] * 400 + [4] * 500 + [5] * 700 + [6] * 2296)
+
+
+def drawn_labels(seed: int = 0) -> torch.Tensor:
+    step = real_step({"sampling": "balanced"}, UNEQUAL)
+    step.generator.manual_seed(seed)
+    step.begin_epoch(0)
+    return UNEQUAL[step.batches.flatten()]
+
+
+def test_balanced_sampling_draws_each_class_equally_often():
+    counts = torch.bincount(drawn_labels(), minlength=7)
+    assert counts.sum() == 4000 and counts[1] == 0
+    expected, sd = 4000 / 6, (4000 / 6 * 5 / 6) ** 0.5  # six classes have images; binomial
+    assert (counts[counts > 0] - expected).abs().max() < 4 * sd
+
+
+def test_balanced_sampling_draws_every_image_of_a_class_equally_often():
+    step = real_step({"sampling": "balanced"}, UNEQUAL)
+    times = torch.zeros(len(UNEQUAL), dtype=torch.long)
+    for epoch in range(3):
+        step.begin_epoch(epoch)
+        times += torch.bincount(step.batches.flatten(), minlength=len(UNEQUAL))
+    rare = times[:4].float()  # four images share 2,000 draws
+    assert (rare - 500).abs().max() < 5 * 500**0.5 and times[UNEQUAL == 2].min() > 5
+
+
+def test_balanced_sampling_depends_on_the_generator_only():
+    assert torch.equal(drawn_labels(1), drawn_labels(1)) and not torch.equal(drawn_labels(1), drawn_labels(2))
+
+
+@pytest.mark.parametrize("targets", [torch.full((40, 7), 1 / 7), torch.full((40, 4, 2), 0.5)], ids=["shares", "points"])
+def test_balanced_sampling_needs_labels(targets):
+    with pytest.raises(ValueError, match='"balanced" needs labels'):
+        real_step({"sampling": "balanced"}, targets).begin_epoch(0)

@@ -9,8 +9,17 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
-from fer_utils.augment import NO_AUGMENT
-from fer_utils.training.tasks import balanced_weights, classification, cross_entropy
+from fer_utils.augment import NO_AUGMENT, Augment, augment_batch, augment_with_points
+from fer_utils.models import build_model
+from fer_utils.training.tasks import (
+    balanced_weights,
+    classification,
+    cross_entropy,
+    emotions_and_landmarks,
+    labels_and_points,
+    smooth_l1_loss,
+    split_outputs,
+)
 
 torch.manual_seed(0)
 LOGITS, LABELS = 2 * torch.randn(40, 7), torch.arange(40) % 7
@@ -116,3 +125,80 @@ def test_labels_stay_numbers_unless_images_are_mixed():
     images, task, generator = torch.randn(8, 1, 48, 48), classification(), torch.Generator().manual_seed(0)
     same, labels = task.augment(images, LABELS[:8], NO_AUGMENT, generator, None)
     assert torch.equal(labels, LABELS[:8]) and torch.equal(same, images)
+
+
+# ---- Emotions and landmarks together ----
+
+POINTS = torch.rand(40, 4, 2)
+HAS_POINTS = torch.arange(40) % 3 > 0  # a third of the faces has no landmarks
+TARGETS = torch.from_numpy(labels_and_points(LABELS.numpy(), torch.where(HAS_POINTS[:, None, None], POINTS, np.nan)))
+
+
+def joint_outputs() -> torch.Tensor:
+    torch.manual_seed(1)
+    return torch.cat([LOGITS, torch.rand(40, 8)], 1).requires_grad_()
+
+
+def test_joint_loss_is_the_sum_of_both_and_faces_without_landmarks_count_in_the_first_only():
+    outputs = joint_outputs()
+    logits, points = split_outputs(outputs)
+    expected = cross_entropy(LOGITS, LABELS, 0.1) + 0.3 * smooth_l1_loss(points[HAS_POINTS], POINTS[HAS_POINTS])
+    assert torch.equal(logits, LOGITS) and points.shape == (40, 4, 2)
+    torch.testing.assert_close(emotions_and_landmarks(0.3, 0.1).loss(outputs, TARGETS), expected)
+
+
+def test_a_face_without_landmarks_sends_no_gradient_to_their_head():
+    outputs = joint_outputs()
+    emotions_and_landmarks(0.3).loss(outputs, TARGETS).backward()
+    of_logits, of_points = split_outputs(outputs.grad)
+    assert (of_points[~HAS_POINTS] == 0).all() and (of_points[HAS_POINTS] != 0).any((1, 2)).all()
+    assert torch.isfinite(of_logits).all() and (of_logits != 0).any(1).all()  # every face has a label
+
+
+def test_a_batch_without_any_landmarks_teaches_emotions_only():
+    outputs, targets = joint_outputs(), TARGETS.clone()
+    targets[:, 1:] = torch.nan
+    loss = emotions_and_landmarks(0.3).loss(outputs, targets)
+    loss.backward()
+    torch.testing.assert_close(loss, cross_entropy(LOGITS, LABELS))
+    assert (split_outputs(outputs.grad)[1] == 0).all()
+
+
+def test_joint_metric_is_the_accuracy_of_the_emotions():
+    outputs = joint_outputs().detach()
+    outputs[:, 7:] = 100  # points are no votes
+    task = emotions_and_landmarks(0.3)
+    assert torch.equal(task.metric_fn(outputs, TARGETS), (LOGITS.argmax(1) == LABELS).float())
+    assert task.metric == "accuracy" and task.higher_is_better
+
+
+def test_landmarks_move_with_the_images_and_labels_stay():
+    images, how = torch.rand(40, 1, 48, 48), Augment()
+    seen, targets = emotions_and_landmarks(1.0).augment(images, TARGETS, how, torch.Generator().manual_seed(2), None)
+    moved = augment_with_points(images, POINTS, how, torch.Generator().manual_seed(2))[1]
+    assert torch.equal(targets[:, 0].long(), LABELS)
+    torch.testing.assert_close(targets[HAS_POINTS, 1:], moved[HAS_POINTS].flatten(1))
+    assert targets[~HAS_POINTS, 1:].isnan().all()
+    # The images are those that a network without landmarks is trained on.
+    assert torch.equal(seen, augment_batch(images, how, torch.Generator().manual_seed(2)))
+
+
+def test_tasks_of_other_weights_have_other_names():
+    assert emotions_and_landmarks(0.1).name != emotions_and_landmarks(0.2).name  # else a checkpoint would be taken over
+
+
+def test_the_classifier_of_a_multi_task_network_is_a_resnet18():
+    networks = []
+    for name in ("resnet18", "multi_task_net"):
+        torch.manual_seed(4)
+        networks.append(build_model(name).train())
+    alone, joint = networks
+    weights = joint.classifier.state_dict()
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in alone.state_dict().items())
+    images = torch.randn(4, 1, 48, 48)
+    batches = []
+    for network in networks:
+        torch.manual_seed(5)
+        batches.append([network(images) for _ in range(2)])  # two: the second head must not draw dropout in between
+    for logits, outputs in zip(*batches, strict=True):
+        assert outputs.shape == (4, 15) and torch.equal(split_outputs(outputs)[0], logits)

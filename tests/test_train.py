@@ -18,7 +18,7 @@ from fer_utils.models.weights import save_weights
 from fer_utils.predict import predict_logits, predict_outputs
 from fer_utils.training import TrainConfig, fit, fit_all, seed_runs
 from fer_utils.training.optim import learning_rate
-from fer_utils.training.step import sides, train_step
+from fer_utils.training.step import TrainingStep, sides, train_step
 from fer_utils.training.tasks import balanced_weights, classification, cross_entropy, landmarks
 
 TRAIN, VAL = toy_faces(160, 0), toy_faces(64, 1)
@@ -94,6 +94,8 @@ OPTIONS = {
     "erase": {"augment": Augment(erase=0.5)},
     "mixup": {"augment": Augment(mixup=0.4)},
     "cutmix": {"augment": Augment(cutmix=1.0)},
+    "sampling": {"sampling": "balanced"},
+    "weak_epochs": {"weak_epochs": 2},
 }
 EVERYTHING = {key: value for options in OPTIONS.values() for key, value in options.items()} | {
     "schedule": "plateau",
@@ -279,6 +281,8 @@ def test_cuda_is_not_silently_replaced(monkeypatch):
         {"optimizer": "adam"},
         {"schedule": "onecycle"},
         {"class_weights": "balance"},
+        {"sampling": "oversampling"},
+        {"weak_epochs": -1},
         {"precision": "fp8"},
     ],
     ids=str,
@@ -478,6 +482,26 @@ def test_alternate_shows_each_image_once_from_each_side_in_two_epochs(monkeypatc
 def test_which_images_alternate_first_depends_on_the_seed():
     first, again, other = (sides(1000, seed, 0) for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+STRONG = Augment(rotate=20, scale=0.2, brightness=0.3, contrast=0.3, erase=0.5, mixup=0.4, cutmix=1.0, alternate=True)
+WEAK = replace(NO_AUGMENT, flip=STRONG.flip, shift=STRONG.shift, alternate=True)
+
+
+@pytest.mark.parametrize(
+    ("weak_epochs", "expected"),
+    [(0, [STRONG, STRONG, STRONG]), (1, [STRONG, STRONG, WEAK]), (3, [WEAK] * 3), (9, [WEAK] * 3)],
+)
+def test_weak_epochs_come_last(weak_epochs, expected):
+    config = replace(CONFIG, augment=STRONG, weak_epochs=weak_epochs)
+    assert [config.augment_in(epoch) for epoch in range(3)] == expected
+
+
+def test_fit_trains_the_last_epochs_with_the_weak_augmentation(monkeypatch):
+    real, used = TrainingStep.next_batch, []
+    monkeypatch.setattr(TrainingStep, "next_batch", lambda step: used.append(step.augment) or real(step))
+    fit(new_model(), TRAIN, VAL, replace(CONFIG, augment=STRONG, weak_epochs=1))
+    assert used == 10 * [STRONG] + 5 * [WEAK]  # five steps an epoch
 
 
 def test_mixed_labels_reach_the_loss(monkeypatch):

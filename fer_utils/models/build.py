@@ -14,6 +14,7 @@ from fer_utils.models.baseline import BaselineCNN
 from fer_utils.models.efficientnet import EfficientNetB0
 from fer_utils.models.landmark import LandmarkNet
 from fer_utils.models.local_global import LocalGlobalNet
+from fer_utils.models.multi_task import MultiTaskNet
 from fer_utils.models.resnet import ResNet18
 from fer_utils.models.small_resnet import SmallResNet
 from fer_utils.models.small_vit import SmallViT
@@ -28,6 +29,7 @@ ARCHITECTURES = {
     "small_vit": SmallViT,
     "local_global": LocalGlobalNet,
     "landmark_net": LandmarkNet,
+    "multi_task_net": MultiTaskNet,
 }
 NOT_IN_A_SPEC = ("imagenet", "landmarks")  # initial weights and networks: a spec holds only names and numbers
 

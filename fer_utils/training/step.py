@@ -9,9 +9,11 @@ tables on the device, once per epoch, and losses are collected there. Such a ste
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fer_utils.augment import to_float
+from fer_utils.data.constants import EMOTIONS
 from fer_utils.training.config import TrainConfig
 from fer_utils.training.optim import ema_weight, learning_rate
 from fer_utils.training.tasks import Compare, Task
@@ -84,7 +86,9 @@ class TrainingStep:
             return torch.randperm(n, device=device, generator=self.generator)
         if self.targets.dim() != 1:
             raise ValueError('TrainConfig.sampling "balanced" needs labels (N,) as targets')
-        probabilities = 1 / torch.bincount(self.targets).double()[self.targets]  # (N,)
+        # bincount would wait for the device, because the size of its result depends on the labels.
+        counts = F.one_hot(self.targets, len(EMOTIONS)).sum(0)  # (7,)
+        probabilities = 1 / counts.double()[self.targets]  # (N,)
         return torch.multinomial(probabilities, n, replacement=True, generator=self.generator)
 
     def _rates(self, epoch: int, step: int, val_losses: Sequence[float]) -> list[float]:

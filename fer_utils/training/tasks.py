@@ -164,3 +164,53 @@ def wing_loss(points: torch.Tensor, labeled: torch.Tensor, width: float = 2.0, b
 
 
 LANDMARK_LOSSES = {"smooth_l1": smooth_l1_loss, "wing": wing_loss}
+
+
+def emotions_and_landmarks(weight: float, label_smoothing: float = 0.0) -> Task:
+    """Make the task of learning emotions and landmarks together (multi-task learning: Caruana 1997).
+
+    Outputs (N,15) are seven logits and four points, as those of MultiTaskNet. Targets (N,9) come from
+    `labels_and_points`. The loss is cross_entropy plus `weight` times the smooth L1 loss of the faces that have
+    landmarks. The metric is the accuracy of the emotions.
+    """
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        (logits, points), (labels, labeled) = split_outputs(outputs), _split_targets(targets)
+        return cross_entropy(logits, labels, label_smoothing) + weight * _labeled_points_loss(points, labeled)
+
+    return replace(
+        classification(),
+        name=f"emotions and landmarks, weight {weight:g}",
+        loss=loss,
+        metric_fn=lambda outputs, targets: (split_outputs(outputs)[0].argmax(1) == targets[:, 0]).float(),
+        augment=_augment_labels_and_points,
+    )
+
+
+def labels_and_points(labels: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Join labels (N,) and landmarks (N,4,2), nan for a face without, to targets (N,9) of emotions_and_landmarks."""
+    return np.column_stack([labels, points.reshape(len(points), -1)]).astype(np.float32)
+
+
+def split_outputs(outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split the outputs (N,15) of MultiTaskNet into logits (N,7) and points (N,4,2)."""
+    return outputs[:, : len(EMOTIONS)], outputs[:, len(EMOTIONS) :].unflatten(1, (-1, 2))
+
+
+def _split_targets(targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split targets (N,9) into labels (N,) and points (N,4,2)."""
+    return targets[:, 0].long(), targets[:, 1:].unflatten(1, (-1, 2))
+
+
+def _labeled_points_loss(points: torch.Tensor, labeled: torch.Tensor) -> torch.Tensor:
+    """Compute smooth_l1_loss over the points that are not nan in labeled (N,4,2); 0 if all are."""
+    has_label = labeled.isfinite()
+    # A nan would reach the gradient even where it is multiplied by 0, so the prediction itself takes its place.
+    gaps = PIXELS * (points - torch.where(has_label, labeled, points.detach()))  # (N,4,2)
+    return F.smooth_l1_loss(gaps, torch.zeros_like(gaps), reduction="sum") / has_label.sum().clamp(min=1)
+
+
+def _augment_labels_and_points(images, targets, how, generator, mirror=None):
+    """Augment images, and move the landmarks in their targets (N,9) along with the pixels."""
+    images, points = augment_with_points(images, _split_targets(targets)[1], how, generator, mirror)
+    return images, torch.cat([targets[:, :1], points.flatten(1)], 1)
