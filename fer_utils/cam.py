@@ -1,9 +1,10 @@
-"""Where does a network look? Class activation maps of whole batches, and tests of their faithfulness.
+"""Where does a network look? Class activation maps of whole batches, tests of their faithfulness, and control heads.
 
 Maps are (N,h,w), the size of the layer, or (N,48,48) after upsampling, and never negative. Within a map, large values
 mark important pixels. The strengths of two maps are comparable only for the same network and layer.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
@@ -32,6 +33,7 @@ LAYERS = {
     ResNet18: {f"layer{i}": f"backbone.layer{i}" for i in range(1, 5)},
     EfficientNetB0: {f"stage{i}": f"backbone.{i}" for i in range(1, 9)},
 }
+HEADS = {BaselineCNN: "classifier", ResNet18: "head", EfficientNetB0: "head"}  # the dense layers at the end
 
 
 # --- Maps -------------------------------------------------------------------------------------------------------------
@@ -54,18 +56,25 @@ def activations_and_gradients(
     images: (N,1,48,48) float. targets: (N,) classes. The model must be in evaluation mode. Returns logits (N,7), and
     for each layer activations and gradients, both (N,C,h,w). No hooks or gradients stay in the model.
     """
-    modules = {name: find_layer(model, name) for name in layers}
-    outputs = {}
-    handles = [module.register_forward_hook(partial(_store, outputs, name)) for name, module in modules.items()]
-    try:
-        logits = model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    logits, outputs = _forward(model, images, layers)
     # In evaluation mode images do not influence each other, so the gradient of the sum is the gradient of each image.
     score = logits.gather(1, targets[:, None]).sum()  # (N,1) -> ()
     gradients = torch.autograd.grad(score, [outputs[name] for name in layers])
     return logits.detach(), {name: (outputs[name].detach(), g) for name, g in zip(layers, gradients, strict=True)}
+
+
+def _forward(
+    model: nn.Module, images: torch.Tensor, layers: Sequence[str]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Compute the output of a network and those of some of its layers, name -> (N,C,h,w); no hooks stay."""
+    modules = {name: find_layer(model, name) for name in layers}
+    outputs = {}
+    handles = [module.register_forward_hook(partial(_store, outputs, name)) for name, module in modules.items()]
+    try:
+        return model(images), outputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _store(outputs: dict[str, torch.Tensor], name: str, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
@@ -127,14 +136,21 @@ def heat_maps(
     logits, maps = [], {(method, layer): [] for method in methods for layer in layers}
     for start in range(0, len(images), batch_size):
         chunk = slice(start, start + batch_size)
-        inputs = to_float(torch.as_tensor(images[chunk]).to(device)).contiguous(memory_format=torch.channels_last)
-        classes = torch.as_tensor(targets[chunk]).to(device)
+        inputs, classes = _to_device(images[chunk], targets[chunk], device)
         chunk_logits, features = activations_and_gradients(model, inputs, layers, classes)
         logits.append(chunk_logits.cpu().numpy())
         for (method, layer), parts in maps.items():
             parts.append(methods[method](*features[layer]).cpu().numpy())
     model.train(training)
     return np.concatenate(logits), {key: np.concatenate(parts) for key, parts in maps.items()}
+
+
+def _to_device(
+    images: np.ndarray, targets: np.ndarray, device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn images (N,48,48) uint8 into inputs of a network (N,1,48,48) on the device, and targets (N,) with them."""
+    inputs = to_float(torch.as_tensor(images).to(device)).contiguous(memory_format=torch.channels_last)
+    return inputs, torch.as_tensor(targets).to(device)
 
 
 def upsample(maps: np.ndarray) -> np.ndarray:
@@ -228,3 +244,84 @@ def rank_correlation(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
     a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in (a, b))
     lengths = np.sqrt((a**2).sum(1) * (b**2).sum(1))
     return (a * b).sum(1) / np.where(lengths > 0, lengths, np.nan)
+
+
+# --- Control heads ----------------------------------------------------------------------------------------------------
+
+
+def split_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Split a network into a copy of its body and its head, the dense layers: model(x) equals head(body(x))."""
+    name = HEADS[type(model)]
+    body = copy.deepcopy(model)
+    setattr(body, name, nn.Identity())
+    return body, model.get_submodule(name)
+
+
+def maps_of_heads(
+    body: nn.Module,
+    heads: Sequence[nn.Module],
+    images: np.ndarray,
+    layer: str,
+    targets: np.ndarray,
+    method: Method = grad_cam,
+    device: torch.device | str = "cpu",
+    batch_size: int = 128,
+) -> np.ndarray:
+    """Compute the maps (H,N,h,w), float32, that a network has with each of H heads on the same body.
+
+    The body runs once for all heads. A head only adds its own gradient at the body's output, which the chain rule
+    carries back to the layer. body: from split_head, in evaluation mode, as the heads. The other arguments are those
+    of heat_maps.
+    """
+    parts = []
+    for start in range(0, len(images), batch_size):
+        chunk = slice(start, start + batch_size)
+        inputs, classes = _to_device(images[chunk], targets[chunk], device)
+        features, outputs = _forward(body, inputs, [layer])  # (n,C',h',w') and, in the layer, (n,C,h,w)
+        maps = []
+        for head in heads:
+            at_head = _gradient_at_input(head, features.detach(), classes)
+            [gradients] = torch.autograd.grad(features, [outputs[layer]], at_head, retain_graph=True)
+            maps.append(method(outputs[layer].detach(), gradients))  # (n,h,w)
+        parts.append(torch.stack(maps).cpu().numpy())
+    return np.concatenate(parts, 1)
+
+
+def _gradient_at_input(head: nn.Module, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Compute the gradient of the target logits (N,) of a head with respect to its input features."""
+    features = features.requires_grad_()
+    score = head(features).gather(1, targets[:, None]).sum()
+    return torch.autograd.grad(score, [features])[0]
+
+
+def rank_p_value(value: float, controls: np.ndarray) -> float:
+    """Compute the exact one-sided p-value of a value among k controls (k,): the share that is at least as large.
+
+    The value itself counts as one of k + 1, so p is never below 1 / (k + 1). A control that is nan counts as large.
+    """
+    return float((1 + (~(controls < value)).sum()) / (1 + len(controls)))
+
+
+def what_is_left(value: float, control: float) -> str:
+    """Say how much of a ratio above 1, the ratio of an even map, is left beside that of a control, in words."""
+    if value <= 1:
+        return "nothing: it is not above 1"
+    if control >= value:
+        return f"nothing: the controls reach {control:.2f}"
+    if control <= 1:
+        return f"all of it: the controls reach only {control:.2f}"
+    return f"{value - control:.2f} of the {value - 1:.2f} above 1: the controls reach {control:.2f}"
+
+
+def claim_verdict(conditions: Mapping[str, bool], is_beyond_controls: bool, smallest_p: float) -> str:
+    """Turn the tests of a claim about maps into its verdict, in words.
+
+    conditions: what the map should exceed -> whether it does. is_beyond_controls: whether it exceeds the controls, by
+    corrected p-values; smallest_p is the smallest that so few controls can give. Without the controls, no claim is
+    confirmed.
+    """
+    if smallest_p >= 0.05:
+        return f"cannot be shown with so few controls (the smallest possible p is {smallest_p:.2f})"
+    tests = {**conditions, "the controls": is_beyond_controls}
+    word = "not confirmed" if not is_beyond_controls else "confirmed" if all(tests.values()) else "partly confirmed"
+    return f"{word}: " + ", ".join(f"{'more' if holds else 'not more'} than {what}" for what, holds in tests.items())

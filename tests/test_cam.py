@@ -1,5 +1,6 @@
 """Grad-CAM by hand against the grad-cam package and closed forms; regions, alignment, and tests of maps."""
 
+import copy
 import gc
 
 import numpy as np
@@ -227,6 +228,16 @@ def test_shares_of_one_pixel_of_an_even_map_and_of_none():
     assert np.isnan(shares[2]).all()
 
 
+def test_half_of_a_map_lies_on_the_brightest_pixels_of_the_area():
+    maps, area = np.ones((4, 48, 48), np.float32), np.zeros((4, 48, 48), bool)
+    area[:, :10, :10] = True
+    maps[1, 0, 0], maps[1, 20, 20] = 200, 9999  # one pixel has more than half; outside of the area nothing counts
+    maps[2, :2, :10] = 4  # 20 pixels have half
+    maps[3] = 0
+    found = regions.half_area(maps, area)
+    assert found[:3].tolist() == [0.5, 0.01, 0.2] and np.isnan(found[3])
+
+
 def test_aligned_faces_have_their_landmarks_on_the_template():
     angle, scale = np.deg2rad(20), 0.8
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -303,6 +314,88 @@ def test_rank_correlation_is_spearmans():
     for i in range(2):
         assert found[i] == pytest.approx(spearmanr(maps[i].ravel(), others[i].ravel()).statistic)
     assert np.isnan(found[2])
+
+
+# ---- Control heads ----
+
+
+def new_head(head, seed):
+    torch.manual_seed(seed)
+    head = copy.deepcopy(head)
+    for module in head:
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+    return head
+
+
+def test_body_and_head_are_the_network(model, images):
+    body, head = cam.split_head(model)
+    shown = to_float(torch.from_numpy(images))
+    with torch.inference_mode():
+        assert torch.equal(head(body(shown)), model(shown))
+        assert body(shown).ndim == 4
+    assert head is model.get_submodule(cam.HEADS[type(model)])  # the network itself stays as it is
+
+
+@pytest.mark.parametrize("model", ["baseline"], indirect=True)
+def test_maps_of_the_networks_own_head_equal_the_package(model, images):
+    layer = list(cam.LAYERS[type(model)])[1]
+    body, head = cam.split_head(model)
+    [ours] = cam.maps_of_heads(body, [head], images, layer, TARGETS, batch_size=2)
+    with GradCAM(model=model, target_layers=[cam.find_layer(model, layer)]) as package:
+        theirs = package(to_float(torch.from_numpy(images)), [ClassifierOutputTarget(int(t)) for t in TARGETS])
+    clear = ours.max((1, 2)) > 1e-5  # else the package's 1e-7 and rounding weigh too much
+    assert clear.sum() >= 2
+
+    def scale(maps):
+        maps = maps - maps.min((1, 2), keepdims=True)
+        return maps / (1e-7 + maps.max((1, 2), keepdims=True))
+
+    enlarged = scale(cam.upsample(scale(ours[clear])))  # the package scales before and after it enlarges
+    assert np.allclose(enlarged, theirs[clear], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", cam.METHODS)
+def test_maps_of_a_head_are_those_of_the_network_with_this_head(model, images, method):
+    layer = list(cam.LAYERS[type(model)])[-1]
+    body, own = cam.split_head(model)
+    heads = [own, *(new_head(own, seed) for seed in (1, 2))]
+    found = cam.maps_of_heads(body, heads, images, layer, TARGETS, cam.METHODS[method])
+    for head, maps in zip(heads, found, strict=True):
+        other = copy.deepcopy(model)
+        setattr(other, cam.HEADS[type(model)], head)
+        _, expected = cam.heat_maps(other, images, [layer], TARGETS)
+        expected = expected[method, layer]
+        assert np.allclose(maps, expected, rtol=1e-4, atol=1e-5 * expected.max())
+    assert found.max((1, 2, 3)).min() > 0 and not np.allclose(found[0], found[1], rtol=0.1)
+
+
+def test_rank_among_controls():
+    controls = np.array([0.1, 0.2, 0.3, 0.4])
+    assert cam.rank_p_value(0.5, controls) == 1 / 5
+    assert cam.rank_p_value(0.4, controls) == 2 / 5  # a tie counts against the value
+    assert cam.rank_p_value(0.0, controls) == 1
+    assert cam.rank_p_value(0.5, np.array([0.1, np.nan])) == 2 / 3
+    assert cam.rank_p_value(np.nan, controls) == 1
+
+
+def test_nothing_is_left_of_what_the_controls_reach():
+    assert cam.what_is_left(0.9, 0.5).startswith("nothing: it is not above 1")
+    assert cam.what_is_left(1.5, 1.6) == "nothing: the controls reach 1.60"
+    assert cam.what_is_left(1.5, 0.9) == "all of it: the controls reach only 0.90"
+    assert cam.what_is_left(2.5, 2.0) == "0.50 of the 1.50 above 1: the controls reach 2.00"
+
+
+def test_no_claim_is_confirmed_without_its_controls():
+    both, one = {"its area": True, "the eyes": True}, {"its area": True, "the eyes": False}
+    assert cam.claim_verdict(both, True, 0.04) == (
+        "confirmed: more than its area, more than the eyes, more than the controls"
+    )
+    assert cam.claim_verdict(both, False, 0.04) == (
+        "not confirmed: more than its area, more than the eyes, not more than the controls"
+    )
+    assert cam.claim_verdict(one, True, 0.04).startswith("partly confirmed: more than its area, not more than the eyes")
+    assert cam.claim_verdict(both, True, 5 / 21).startswith("cannot be shown with so few controls")
 
 
 # ---- Networks from files ----

@@ -172,14 +172,17 @@ STAGES = (
     Stage(
         name="08_gradcam",
         gives=("tables/08_region_share.csv", "tables/08_claim.csv", "tables/08_faithfulness.csv"),
-        minutes={"sample": 1, "cpu": 3, "full": 3},
+        minutes={"sample": 1, "cpu": 6, "full": 4},
         needs={
             "02_landmark_labelling": ("checkpoints/landmarks.npz",),
             "04_baseline_cnn": ("checkpoints/baseline_cnn_seed0.pt",),
             "05_attention_resnet": ("checkpoints/best_resnet18.pt", "checkpoints/attention_resnet18.pt"),
             "06_efficientnet_ablation": ("checkpoints/efficientnet_crp_seed0.pt",),
         },
-        params={"sample": {"n_faces": 40}, "full": {"n_faces": 1000}},
+        params={
+            "sample": {"n_faces": 40, "n_claim_faces": 20, "n_heads": 10},
+            "full": {"n_faces": 1000, "n_claim_faces": 400},
+        },
     ),
     Stage(
         name="09_live_demo",

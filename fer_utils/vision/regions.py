@@ -1,4 +1,4 @@
-"""Regions of a face (eyes, nose, mouth) from its landmarks, and the share of a heat map in each."""
+"""Regions of a face (eyes, nose, mouth) from its landmarks, the share of a heat map in each, and its spread."""
 
 import numpy as np
 
@@ -63,6 +63,20 @@ def region_share(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     energy = np.einsum("nhw,nrhw->nr", maps, masks, dtype=np.float64)
     total = maps.sum((1, 2), dtype=np.float64)
     return energy / np.where(total > 0, total, np.nan)[:, None]
+
+
+def half_area(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Compute the smallest share of an area that holds half of a map's energy in it: (N,), nan for a map of zeros.
+
+    maps: (N,48,48), not negative. masks: (N,48,48) bool, the area. It is 0.5 for a uniform map, and smaller the more
+    the map is concentrated, wherever that is.
+    """
+    values = np.where(masks, maps, 0).reshape(len(maps), -1)  # (N,2304)
+    energy = -np.sort(-values, axis=1)  # the brightest pixels first
+    energy = energy.cumsum(1, dtype=np.float64)  # of the brightest 1, 2, ... pixels
+    total = energy[:, -1:]
+    pixels = 1 + (energy < total / 2 * (1 - 1e-6)).sum(1)  # rounding must not cost a pixel
+    return np.where(total[:, 0] > 0, pixels / masks.sum((1, 2)), np.nan)
 
 
 def align(points: np.ndarray, template: np.ndarray) -> np.ndarray:
