@@ -61,7 +61,7 @@ def test_classifier_is_rebuilt_from_its_file_alone(tmp_path, options):
 
 def test_file_of_something_else_is_no_classifier(tmp_path):
     save_weights(Small(), tmp_path / "small.pt")
-    with pytest.raises(TrainingError, match=r"cannot be built here .*no architecture 'Small'"):
+    with pytest.raises(TrainingError, match=r"cannot be used here .*no architecture 'Small'"):
         load_classifier(tmp_path / "small.pt")
 
 
@@ -110,6 +110,9 @@ LIES = {
     "weights is None": lie(weights=None),
     "weights are text": lie(weights={"features.0.weight": "x"}),
     "no weights": lie(weights={}),
+    "names of weights are numbers": lie(weights={1: torch.zeros(2)}),
+    "an option is a tensor": lie(spec={"name": "baseline_cnn", "options": {"num_classes": torch.zeros(3)}}),
+    "sparse weights": lie(weights={k: t.to_sparse() for k, t in build_model("baseline_cnn").state_dict().items()}),
 }
 
 

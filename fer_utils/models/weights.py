@@ -4,6 +4,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -47,12 +48,11 @@ def load_model(path: str | Path) -> nn.Module:
     Raises TrainingError if the file is missing or damaged, or if the network cannot be built from its spec alone.
     """
     state = _read_weights(path)
-    with decoding(f"{path} holds a network that cannot be built here", "train it again", TrainingError):
+    with _using(path):
         with torch.device("meta"):  # takes no memory, whatever sizes the file claims
             outline = build_model(state["spec"])
         require_same(signature(outline), _signature(state), path)
-        model = build_model(state["spec"])
-    return _fill(model, state, path)
+        return _fill(build_model(state["spec"]), state, path)
 
 
 def load_classifier(path: str | Path) -> nn.Module:
@@ -68,7 +68,13 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
 
     Raises TrainingError if the file is missing or damaged, or has another spec or class order.
     """
-    return _fill(model, _read_weights(path), path)
+    state = _read_weights(path)
+    with _using(path):
+        return _fill(model, state, path)
+
+
+def _using(path: str | Path) -> AbstractContextManager[None]:
+    return decoding(f"{path} holds a network that cannot be used here", "train it again", TrainingError)
 
 
 def _fill(model: nn.Module, state: dict, path: str | Path) -> nn.Module:
@@ -91,9 +97,10 @@ def load_backbone(model: nn.Module, path: str | Path) -> nn.Module:
         raise TrainingError(f'there is no "backbone" in {where}; both networks need a backbone and a head')
     expected = {"stem": _stem(_identity(model)["spec"])} | _shapes(here)
     actual = {"stem": _stem(state["spec"])} | _shapes(there)
-    require_same(expected, actual, path)
-    _require_finite(there, path)
-    model.load_state_dict(there, strict=False)
+    with _using(path):
+        require_same(expected, actual, path)
+        _require_finite(there, path)
+        model.load_state_dict(there, strict=False)
     return model
 
 
@@ -146,7 +153,7 @@ def _require_state(state: object) -> None:
     """Raise TypeError or KeyError unless a state has the entries of save_weights, of the right types."""
     spec, classes, weights = (state[key] for key in ("spec", "classes", "weights"))
     types = [(spec["name"], str), (spec["options"], Mapping), (classes, list), (weights, Mapping)]
-    types += [(name, str) for name in classes]
+    types += [(name, str) for name in (*classes, *weights)]
     types += [(tensor, torch.Tensor) for tensor in weights.values()]
     for value, expected in types:
         if not isinstance(value, expected):
