@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import zipfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -121,7 +122,9 @@ def _read_weights(path: str | Path) -> dict:
     """Read a file of save_weights or save_compact; TrainingError if it is missing or damaged."""
     path = Path(path)
     fix = "run the notebook that trains this model to make it"
-    with decoding(f"{path} is missing or damaged", fix, TrainingError):
+    if not path.exists():
+        raise TrainingError(f"{path} is missing; {fix}")
+    with decoding(f"{path} is damaged", fix, TrainingError):
         state = _read_compact(path) if path.suffix == ".safetensors" else read_torch_file(path)
         _require_state(state)
         return state
@@ -137,7 +140,10 @@ def read_torch_file(path: Path) -> object:
         with zipfile.ZipFile(path) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise ValueError("it is compressed, and PyTorch does not write such files")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # its message explains how to run the code all the same
+        raise ValueError("it holds code, or was not written by torch.save") from None
 
 
 def _read_compact(path: Path) -> dict:
