@@ -11,6 +11,7 @@ import random
 import time
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +30,8 @@ from fer_utils.training.checkpoints import read_checkpoint
 from fer_utils.vision import photos
 
 resource = pytest.importorskip("resource", reason="Windows has no limits on memory")
+STATM = Path("/proc/self/statm")  # the memory of this process, in pages
+pytestmark = pytest.mark.skipif(not STATM.exists(), reason="only Linux limits the address space")
 
 SECONDS = 2.0  # processor time for one file
 MEMORY = 1_000_000_000  # bytes for one file, beyond what the process has already
@@ -56,8 +59,7 @@ def damage(content: bytes, rng: random.Random) -> bytes:
 @contextlib.contextmanager
 def limited():
     """Limit the address space, and check the processor time afterwards."""
-    with open("/proc/self/statm") as statm:
-        used = int(statm.read().split()[0]) * resource.getpagesize()
+    used = int(STATM.read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, before[1]))
     started = time.process_time()
