@@ -10,7 +10,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 def project_path(path: str | Path) -> Path:
     """Return an absolute path; a relative path starts at the root of the repository, not at the working directory."""
-    return PROJECT_ROOT / Path(path).expanduser()
+    return PROJECT_ROOT / os.path.expanduser(path)
 
 
 def find_artifact(inputs: str | Path, stage: str, file: str) -> Path:

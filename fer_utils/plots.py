@@ -42,7 +42,7 @@ def plot_faces(images: np.ndarray, titles: list[str] | None = None, columns: int
     for i, (ax, image) in enumerate(zip(axes.flat, images, strict=False)):
         ax.imshow(image.transpose(1, 2, 0) if image.ndim == 3 else image, cmap="gray", vmin=0, vmax=255)
         if titles:
-            ax.set_title(titles[i], fontsize=8, y=1, pad=3)
+            ax.set_title(titles[i], fontsize=8, y=1, pad=3, parse_math=False)  # "$" may be part of a name
     return fig
 
 

@@ -21,7 +21,9 @@ from IPython.display import Image, display
 from IPython.utils.capture import capture_output
 from matplotlib.figure import Figure
 
+from fer_utils.errors import DataError
 from fer_utils.paths import ASSETS
+from fer_utils.vision.photos import read_image
 
 HEADLESS = "FER_HEADLESS"  # environment variable, set by run_all.sh: no person uses the controls
 
@@ -170,10 +172,14 @@ class Webcam(anywidget.AnyWidget):
         self.on_msg(self._reply)
 
     def _reply(self, _: object, content: dict, buffers: list[memoryview]) -> None:
-        """Answer one frame; content identifies the view and the frame, and goes back with the answer."""
+        """Answer one frame; content identifies the view and the frame, and goes back with the answer.
+
+        Whoever opens the page can send anything, so a frame has the limits of an upload.
+        """
         try:
-            frame = cv2.imdecode(np.frombuffer(buffers[0], np.uint8), cv2.IMREAD_COLOR)
-            picture, text = self._answer(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+            if len(buffers) != 1:
+                raise DataError(f"{len(buffers)} frames at once cannot be answered; send one")
+            picture, text = self._answer(read_image(bytes(buffers[0]), "the frame"))
             pictures = [to_jpeg(picture)]
         except Exception as error:  # any error must be visible in the panel, and the next frame may work
             pictures, text = [], f"{type(error).__name__}: {error}"

@@ -63,7 +63,7 @@ def test_damaged_files_and_other_networks_are_left_out_and_named(leave, tmp_path
     assert classifiers.load_classifiers("reports") == {}
     said = capsys.readouterr().out
     assert "baseline_cnn is left out" in said and "holds a landmark_net" in said
-    assert "best_resnet18 is left out" in said and "is missing or damaged" in said
+    assert "best_resnet18 is left out" in said and "is damaged" in said
 
 
 def test_faces_of_one_batch_get_the_answers_they_would_get_alone():

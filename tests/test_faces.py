@@ -277,6 +277,14 @@ def bomb():
     return bytes(content)
 
 
+def broken_tiff():
+    """A TIFF that says where its pixels lie by a tag of a wrong type."""
+    content = bytearray(as_file(Image.new("L", (8, 8)), "TIFF"))
+    entry = content.index((273).to_bytes(2, "little") + (4).to_bytes(2, "little"))  # StripOffsets, LONG
+    content[entry + 2] = 5  # RATIONAL
+    return bytes(content)
+
+
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3)).astype(np.uint8))
 REFUSED = {
     "text": (b"dear diary", "is not an image that can be read here; use one of JPEG, PNG"),
@@ -286,6 +294,8 @@ REFUSED = {
     "half a jpeg": (as_file(NOISE, "JPEG")[:9000], "is truncated or damaged"),
     "half a png": (as_file(NOISE, "PNG")[:9000], "is truncated or damaged"),
     "bomb": (bomb(), "has more than 89 megapixels; make it smaller"),
+    "tiff without strips": (broken_tiff(), "is truncated or damaged"),
+    "too many bytes": (bytes(photos.MAX_BYTES + 1), "has more than 256 MB"),
 }
 
 

@@ -27,6 +27,11 @@ def test_reliability_bars_are_as_high_as_the_accuracy():
     assert (top_before.get_title(), top_after.get_title()) == ("before", "after")
 
 
+def test_titles_are_text_and_no_formulas(tmp_path):
+    fig = plots.plot_faces(np.zeros((1, 48, 48), np.uint8), titles=["holiday_$5_and_$6.png"])
+    fig.savefig(tmp_path / "faces.png")
+
+
 def test_faces_may_be_gray_or_in_color():
     gray, color = np.zeros((2, 48, 48), np.uint8), np.zeros((2, 3, 100, 90), np.uint8)
     shapes = [plots.plot_faces(images).axes[0].images[0].get_array().shape for images in (gray, color)]

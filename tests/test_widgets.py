@@ -2,6 +2,7 @@
 
 import base64
 import time
+import zlib
 
 import cv2
 import ipywidgets
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from fer_utils import widgets
+from fer_utils.vision import photos
 
 
 def draw_line(slope):
@@ -175,10 +177,10 @@ CONTENT = {"view": "a", "number": 7}
 def webcam(monkeypatch):
     """A function that makes a webcam, lets it answer one frame, and returns what it sends back."""
 
-    def exchange(answer, jpeg=None):
+    def exchange(answer, jpeg=None, frames=1):
         camera, sent = widgets.Webcam(answer), []
         monkeypatch.setattr(camera, "send", lambda content, buffers=None: sent.append((content, buffers)))
-        camera._handle_custom_msg(CONTENT, [memoryview(widgets.to_jpeg(FRAME) if jpeg is None else jpeg)])
+        camera._handle_custom_msg(CONTENT, frames * [memoryview(widgets.to_jpeg(FRAME) if jpeg is None else jpeg)])
         assert len(sent) == 1, "one answer for each frame: the browser waits for it"
         return sent[0]
 
@@ -192,10 +194,32 @@ def test_webcam_answers_a_frame_with_a_picture_and_a_text(webcam):
     assert np.abs(answer.astype(int) - [100, 50, 0]).max() < 6  # the colors are in the order in which they came
 
 
-@pytest.mark.parametrize("jpeg", [b"", b"no jpeg"])
-def test_webcam_survives_frames_that_cannot_be_read(webcam, jpeg):
+def huge_picture():
+    """A PNG of a few kB that announces 30,000 x 30,000 pixels."""
+    content = bytearray(cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes())
+    content[16:24] = (30_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "jpeg, reason",
+    [
+        (b"", "is not an image"),
+        (b"no jpeg", "is not an image"),
+        (huge_picture(), "has more than 89 megapixels"),
+        (bytes(photos.MAX_BYTES + 1), "has more than"),
+    ],
+    ids=["empty", "text", "30,000 x 30,000", "bytes"],
+)
+def test_webcam_refuses_what_an_upload_would_refuse(webcam, jpeg, reason):
     content, pictures = webcam(lambda frame: (frame, "fine"), jpeg)
-    assert content["number"] == 7 and "error" in content["text"] and pictures == []
+    assert content["number"] == 7 and f"the frame {reason}" in content["text"] and pictures == []
+
+
+def test_webcam_takes_one_frame_at_a_time(webcam):
+    content, pictures = webcam(lambda frame: (frame, "fine"), frames=2)
+    assert "2 frames at once" in content["text"] and pictures == []
 
 
 def test_webcam_says_what_went_wrong_and_shows_no_old_picture(webcam):

@@ -14,9 +14,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fer_utils.data.constants import EMOTIONS, IMAGE_SIZE
 from fer_utils.errors import DataError
+from fer_utils.files import decoding
 from fer_utils.vision.detector import Face
 
 LARGEST_SIDE = 2048  # pixels; larger uploads are scaled down
+MAX_BYTES = 256_000_000  # of an upload; an image of 40 megapixels without compression has 120 MB
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 CYAN, DARK, WHITE = (0, 229, 255), (20, 20, 20), (255, 255, 255)
 
@@ -103,21 +105,21 @@ def read_image(content: bytes, name: str) -> np.ndarray:
     first picture of an animation is used. DataError names the file and says whether it is no image, damaged, or too
     large.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                image.draft(None, (LARGEST_SIDE, LARGEST_SIDE))  # JPEG: decode no more pixels than needed
-                picture = _to_rgb(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        millions = Image.MAX_IMAGE_PIXELS // 10**6
-        raise DataError(f"{name} has more than {millions} megapixels; make it smaller and try again") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{name} is not an image that can be read here; use one of {', '.join(FORMATS)}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError) as error:  # what Pillow's decoders raise
-        raise DataError(f"{name} is truncated or damaged ({error}); save it again and retry") from None
-    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    return np.array(picture)
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{name} has more than {MAX_BYTES // 10**6} MB; make it smaller and try again")
+    with decoding(f"{name} is truncated or damaged", "save it again and retry"), warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            image.draft(None, (LARGEST_SIDE, LARGEST_SIDE))  # JPEG: decode no more pixels than needed
+            picture = _to_rgb(ImageOps.exif_transpose(image))
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            millions = Image.MAX_IMAGE_PIXELS // 10**6
+            raise DataError(f"{name} has more than {millions} megapixels; make it smaller and try again") from None
+        except UnidentifiedImageError:
+            raise DataError(f"{name} is not an image that can be read here; use one of {', '.join(FORMATS)}") from None
+        picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+        return np.array(picture)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
