@@ -337,7 +337,7 @@ def test_results_page_names_the_notebooks_whose_published_run_is_older_than_thei
     def is_injected(cell):
         return "injected-parameters" in cell["metadata"].get("tags", [])
 
-    notebooks = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
+    notebooks = sorted((PROJECT_ROOT / "notebooks").glob("[0-9]*.ipynb"))
     older = [path.name[:2] for path in notebooks if code(path) != code(PROJECT_ROOT / "outputs" / path.name)]
     text = one_line("docs/results.md")
     named = re.search(r"Published from an earlier version of their code: ([\d, ]+)\.", text)

@@ -76,13 +76,13 @@ def _annotate(source: Path, video: Path, table: Path, answer: Callable, progress
     try:
         with table.open("w", newline="", encoding="utf-8") as stream:
             rows = csv.writer(stream)
-            rows.writerow(["frame", "face", "left", "top", "width", "height", "score", *EMOTIONS])
+            rows.writerow(["frame", "seconds", "face", "left", "top", "width", "height", "score", *EMOTIONS])
             for number, frame in enumerate(_frames(capture), start=1):
                 faces, probs = answer(frame)
                 picture = draw_faces(frame, faces, probs)
                 writer = writer or open_video(video, rate, picture.shape[1::-1])
                 writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-                rows.writerows(_row(number, i, face, probs[i - 1]) for i, face in enumerate(faces, start=1))
+                rows.writerows(_row(number, rate, i, face, probs[i - 1]) for i, face in enumerate(faces, start=1))
                 if progress(picture, min(1.0, number / max(expected, number))):
                     return 0
     finally:
@@ -94,9 +94,9 @@ def _annotate(source: Path, video: Path, table: Path, answer: Callable, progress
     return number
 
 
-def _row(frame: int, number: int, face: Face, probs: np.ndarray) -> list[object]:
+def _row(frame: int, rate: float, number: int, face: Face, probs: np.ndarray) -> list[object]:
     box, chances = (f"{value:.1f}" for value in face.box), (f"{p:.4f}" for p in probs)
-    return [frame, number, *box, f"{face.score:.3f}", *chances]
+    return [frame, f"{(frame - 1) / rate:.3f}", number, *box, f"{face.score:.3f}", *chances]
 
 
 def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
