@@ -57,6 +57,16 @@ def test_page_opens_with_networks_examples_and_what_is_missing(ask, networks):
     assert all(cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR).ndim == 3 for picture in pictures)
 
 
+def test_networks_answer_alone_or_together(ask, networks):
+    save_weights(build_model("baseline_cnn"), networks / "checkpoints" / "best_resnet18.pt")
+    [(opened, _)] = ask(networks, "open")
+    first, second, both = (network["id"] for network in opened["networks"])
+    noise = to_jpeg(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8))
+    faces = [ask(networks, "predict", noise, network=name)[0][0]["faces"][0] for name in (first, second, both)]
+    one, other, mean = (face["probs"] for face in faces)
+    assert one != other and mean == pytest.approx(np.mean([one, other], axis=0))
+
+
 def test_without_networks_the_page_says_what_to_do(ask, networks):
     [(opened, pictures)] = ask(networks / "nothing", "open")
     assert opened["networks"] == pictures == [] and classifiers.NO_CLASSIFIER in opened["notice"]

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -19,6 +20,7 @@ from PIL import Image
 from fer_utils.data import EMOTIONS
 from fer_utils.data.sample_faces import MESH_FILE, make_sample
 from fer_utils.errors import DataError
+from fer_utils.paths import PROJECT_ROOT
 from fer_utils.vision import detector, landmarks, photos, video
 from fer_utils.vision.detector import Face
 
@@ -329,6 +331,25 @@ def test_video_in_annotated_video_and_table_out(tmp_path, capfd):
     sizes = [frame.shape for there, frame in iter(copy.read, (False, None)) if there]
     assert sizes == [(120, 160, 3)] * 12 and copy.get(cv2.CAP_PROP_FPS) == pytest.approx(15)
     assert sorted(path.name for path in film.parent.iterdir()) == ["film.csv", "film.webm"]
+
+
+@pytest.mark.parametrize("emotion", EMOTIONS)
+def test_boxes_in_a_video_have_the_color_of_the_page(emotion):
+    css = (PROJECT_ROOT / "fer_utils" / "demo" / "app.css").read_text()
+    [light] = re.findall(rf"--{emotion}: light-dark\(#(\w+),", css)
+    frame = np.zeros((120, 160, 3), np.uint8)
+    picture = video.draw_predictions(frame, [a_face(50)], np.eye(7)[[EMOTIONS.index(emotion)]])
+    colored = (picture == list(bytes.fromhex(light))).all(2)
+    assert colored.sum() > 300 and not frame.any()
+
+
+@pytest.mark.parametrize("left", [-20, 155])
+def test_labels_in_a_video_stay_inside(left):
+    frame, happy = np.zeros((120, 160, 3), np.uint8), np.eye(7)[[3]]
+    pictures = [video.draw_predictions(frame, [a_face(x)], happy) for x in (50, left)]
+    # The edges of letters have a color between that of the bar and that of the ink.
+    letters = [(p.any(2) & (p != video.COLORS["happy"][0]).any(2)).sum() for p in pictures]
+    assert letters[0] == letters[1] > 20
 
 
 def test_a_long_video_needs_no_more_memory_than_a_short_one(tmp_path):

@@ -200,6 +200,7 @@ function makePhotos(parts, backend, settings) {
       const address = URL.createObjectURL(image);
       addresses.push(address);
       const thumbnail = make("img", { src: address, alt: "", loading: "lazy" });
+      thumbnail.addEventListener("error", () => thumbnail.removeAttribute("src")); // no picture, or none for this browser
       const button = make("button", { type: "button", title: name }, thumbnail, make("span", { textContent: name }));
       const item = { name, image, button };
       button.addEventListener("click", () => choose(item));
@@ -213,7 +214,7 @@ function makePhotos(parts, backend, settings) {
     chosen?.button.removeAttribute("aria-current");
     chosen = item;
     item.button.setAttribute("aria-current", "true");
-    item.button.parentElement.scrollIntoView({ block: "nearest", inline: "nearest" });
+    parts.strip.scrollLeft = item.button.offsetLeft - parts.strip.clientWidth / 2; // not scrollIntoView: it moves the page
     update();
   }
 
@@ -566,10 +567,10 @@ function makeCard() {
     word.textContent = emotion;
     sure.textContent = percent;
     detector.textContent =
-      face.detectorConfidence === null ? "no face detector" : `face detector ${asPercent(face.detectorConfidence)}`;
+      face.detectorConfidence === null ? "no face detector" : `face detector: ${asPercent(face.detectorConfidence).replace(" ", "\u00a0")}`;
     bars.forEach(({ row, fill, value }, k) => {
       row.classList.toggle("likeliest", EMOTIONS[k] === emotion);
-      fill.style.transform = `scaleX(${face.probs[k]})`;
+      fill.style.transform = `translateX(${100 * face.probs[k] - 100}%)`;
       value.textContent = asPercent(face.probs[k]);
     });
     crop.hidden = !face.crop;
