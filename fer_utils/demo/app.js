@@ -530,16 +530,19 @@ function resize(items, n, makeItem, parent) {
 }
 
 function makeBox() {
-  const label = make("span", {});
-  const element = make("div", { className: "box" }, label);
+  const count = make("b", {}), word = make("span", {});
+  const element = make("div", { className: "box" }, make("p", {}, count, word));
   function show({ box: [left, top, width, height], probs }, number, mirrored) {
     const { emotion, percent } = likeliest(probs);
     element.dataset.emotion = emotion;
-    element.classList.toggle("high", top < 0.09);
     const x = mirrored ? 1 - left - width : left;
+    element.classList.toggle("high", top < 0.09); // no room for the label above the box
+    element.classList.toggle("right", x + width / 2 > 0.7);
+    element.classList.toggle("one-of-several", number !== null);
     const sides = { left: x, top, width, height };
     for (const [side, value] of Object.entries(sides)) element.style[side] = `${100 * value}%`;
-    label.textContent = `${number ? `${number} ` : ""}${emotion} ${percent}`;
+    count.textContent = number ?? "";
+    word.textContent = number ? emotion : `${emotion} ${percent}`;
   }
   return { element, show };
 }
@@ -583,13 +586,12 @@ function drawCrop(canvas, { crop, heatMap }) {
   const context = canvas.getContext("2d");
   const image = context.createImageData(CROP_SIDE, CROP_SIDE);
   for (let i = 0; i < crop.length; i++) {
-    const color = heatMap ? mix(crop[i], HEAT[heatMap[i]]) : [crop[i], crop[i], crop[i]];
+    const share = heatMap ? (0.8 * heatMap[i]) / 255 : 0; // where the map is 0, the face is seen as it is
+    const color = HEAT[heatMap ? heatMap[i] : 0].map((value) => share * value + (1 - share) * crop[i]);
     image.data.set([...color, 255], 4 * i);
   }
   context.putImageData(image, 0, 0);
 }
-
-const mix = (gray, color) => color.map((value) => 0.45 * gray + 0.55 * value);
 
 // 256 colors between the anchors of matplotlib's map "inferno".
 const HEAT = (() => {

@@ -65,8 +65,9 @@ class Demo(anywidget.AnyWidget):
 
     def _open(self, content: dict, buffers: list[memoryview]) -> Answer:
         predictor = self._loading.result()
-        examples = load_examples() if predictor.networks() else {}
-        fields = {"networks": predictor.networks(), "notice": predictor.notice, "examples": list(examples)}
+        networks = predictor.networks()
+        examples = load_examples() if networks else {}
+        fields = {"networks": networks, "notice": predictor.notice, "examples": list(examples)}
         return fields, list(examples.values())
 
     def _predict(self, content: dict, buffers: list[memoryview]) -> Answer:
