@@ -2,11 +2,15 @@
 
 import json
 import re
+from unittest.mock import Mock
 
 import cv2
 import nbformat
 import numpy as np
 import pytest
+from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
+from jupyter_server.services.kernels.websocket import KernelWebsocketHandler
+from traitlets.utils.importstring import import_item
 
 from fer_utils import classifiers
 from fer_utils.data.constants import EMOTIONS
@@ -142,6 +146,15 @@ def test_stopped_refused_and_too_large_videos_are_deleted(ask, networks, film, f
     ask(networks, "piece", film, video="v")
     assert "cut it into pieces" in ask(networks, "piece", b"!", video="v")[0][0]["error"]
     assert list(folder.iterdir()) == []
+
+
+def test_voila_sends_every_message_at_once(monkeypatch):
+    settings = json.loads((PROJECT_ROOT / "voila.json").read_text())["Voila"]
+    connection = import_item(settings["kernel_websocket_connection_class"])
+    monkeypatch.setattr(ZMQChannelsWebsocketConnection, "connect", lambda self: "connected")
+    handler = Mock(spec=KernelWebsocketHandler)
+    assert connection(websocket_handler=handler).connect() == "connected"
+    handler.set_nodelay.assert_called_once_with(True)
 
 
 def test_examples_show_seven_different_faces():
