@@ -184,7 +184,7 @@ def test_without_a_terminal_a_line_appears_now_and_then_for_a_new_epoch(tmp_path
     time.sleep(0.25)
     log.write_text("| a | table |")
     live_lines.update(running)
-    assert lines == ["  04  0:00 of about 22 min  epoch  2/9  val 40 %"]
+    assert lines == ["  04  0:00 of ~22 min  epoch 2/9  val 40 %"]
 
 
 class Terminal(io.StringIO):
@@ -195,14 +195,14 @@ class Terminal(io.StringIO):
 def test_on_a_terminal_every_notebook_has_one_line_that_is_redrawn(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "get_terminal_size", lambda: os.terminal_size((40, 20)))
     log, terminal = tmp_path / "04.log", Terminal()
-    log.write_text("epoch 1/9 " + "long " * 20)
+    log.write_text("a long name of a run: epoch   1/9  loss 1.61  train 42 %  val 40.1 %  9.8 s  left 80 s")
     with contextlib.redirect_stdout(terminal):
         live_lines, running = LiveLines(print), {"04": RunningStage(log, 0.5)}
         live_lines.update(running)
         log.write_text("| a | table |")
         live_lines.update(running)
         live_lines.print_above("04 is done")
-    first, second = "  04  0:00 of about 1 min  epoch 1/9 lo\n", "  04  0:00 of about 1 min\n"
+    first, second = "  04  0:00 of ~1 min  epoch 1/9  val 40\n", "  04  0:00 of ~1 min\n"
     assert terminal.getvalue() == f"{first}\x1b[1A\x1b[J{second}\x1b[1A\x1b[J04 is done\n"
 
 

@@ -56,6 +56,12 @@ def open_log(path: Path) -> Iterator[TextIO]:
 # --- Live lines -------------------------------------------------------------------------------------------------------
 
 
+# What training prints after an epoch, for example "seed 0: epoch   3/25  loss 1.61  val 40.1 %  9.8 s  left 8 min".
+EPOCH = re.compile(
+    r"(?P<run>.*?):? *\bepoch +(?P<epoch>\d+/\d+)(?:.*?  (?P<val>val .+?)(?=  |$))?(?:.*  (?P<left>left .+))?"
+)
+
+
 @dataclass(frozen=True)
 class RunningStage:
     """A stage that runs now."""
@@ -69,14 +75,16 @@ class RunningStage:
         return max(0.0, self.minutes - (time.monotonic() - self.started) / 60)
 
     def describe_time(self) -> str:
-        """Return the time since its start and the expected time as text, for example "3:05 of about 22 min"."""
+        """Return the time since its start and the expected time as text, for example "3:05 of ~22 min"."""
         minutes, seconds = divmod(round(time.monotonic() - self.started), 60)
-        return f"{minutes}:{seconds:02d} of about {format_duration(max(1.0, self.minutes))}"
+        return f"{minutes}:{seconds:02d} of ~{format_duration(max(1.0, self.minutes))}"
 
     def read_progress(self) -> str:
-        """Return the last line of its log if that is about an epoch of training, else ""."""
-        line = read_last_line(self.log)
-        return line if re.search(r"\bepoch +\d+/\d+", line) else ""
+        """Return epoch, score on val and time left from the last line of its log; "" if that tells of no epoch."""
+        found = EPOCH.search(read_last_line(self.log))
+        if not found:
+            return ""
+        return "  ".join(filter(None, [f"epoch {found['epoch']}", found["val"], found["left"], found["run"]]))
 
 
 class LiveLines:
