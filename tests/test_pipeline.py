@@ -269,7 +269,7 @@ def test_first_run_publishes_everything(first_run: tuple[Path, str]) -> None:
     assert "[2/2] 02_train starts (" in terminal
     report, demo = terminal.splitlines()[-2:]
     assert report == f"Open the report:      {root / 'reports/report.html'}"
-    assert demo.startswith("Start the live demo:  ") and demo.endswith("09_live_demo.ipynb'")
+    assert demo.startswith("Start the demo:  ") and demo.endswith("run_demo.sh'")
 
 
 def test_run_on_the_sample_says_how_to_bring_data(project: Project, capsys: pytest.CaptureFixture) -> None:

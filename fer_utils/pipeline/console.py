@@ -237,11 +237,11 @@ def describe_start(item: PlannedStage, position: int, total: int, pace: float, m
 
 def describe_next_steps(settings: Settings) -> list[str]:
     """Return what to do after a run, one line each: open the report, start the demo and, on the sample, bring data."""
-    voila = shlex.quote(_shorten_path(Path(sys.prefix) / "bin" / "voila"))
-    demo = shlex.quote(_shorten_path(settings.root / "notebooks" / "09_live_demo.ipynb"))
+    demo = _shorten_path(settings.root / "run_demo.sh")
+    demo = shlex.quote(demo if "/" in demo else f"./{demo}")
     steps = [
         f"Open the report:      {_shorten_path(settings.folders.reports / 'report.html')}",
-        f"Start the live demo:  {voila} {demo}",
+        f"Start the demo:       {demo}",
     ]
     if settings.source == "sample":
         data = _shorten_path(settings.root / "data")
