@@ -76,11 +76,15 @@ def describe_origin(model: nn.Module) -> str:
     return f"trained on {data} ({origin['train_images']:,} images, {origin['date']}); right for {result}"
 
 
-def classify(models: Mapping[str, nn.Module], crops: np.ndarray, device: torch.device | str) -> dict[str, np.ndarray]:
+def classify(
+    models: Mapping[str, nn.Module], crops: np.ndarray, device: torch.device | str, batch_size: int = 256
+) -> dict[str, np.ndarray]:
     """Classify crops (n,48,48) uint8 with every network; returns name -> probabilities (n,7)."""
     if not len(crops):
         return {name: np.empty((0, len(EMOTIONS))) for name in models}
-    return {name: softmax(predict_logits(model, crops, device), 1) for name, model in models.items()}
+    return {
+        name: softmax(predict_logits(model, crops, device, batch_size=batch_size), 1) for name, model in models.items()
+    }
 
 
 def average(probs: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -1,7 +1,6 @@
-"""Find and classify the faces of a picture for the demo, with one network or with the average of all."""
+"""The trained networks as the demo shows them: a menu, and predictions of one of them or of all, with Grad-CAM."""
 
 import io
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -12,20 +11,16 @@ import numpy as np
 from fer_utils import cam, classifiers
 from fer_utils.cost import count_params
 from fer_utils.device import select_device
-from fer_utils.vision.detector import RANGES, Face, Finder
-from fer_utils.vision.photos import crop_faces
-from fer_utils.vision.video import Smoother
+from fer_utils.faces import FacePredictor, Prediction
+from fer_utils.vision.detector import Finder
 
 ENSEMBLE = "ensemble"
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
-    """The n faces of one picture."""
+class Explained(Prediction):
+    """The n faces of one picture, and what their predictions rest on."""
 
-    faces: list[Face]
-    crops: np.ndarray  # (n,48,48) uint8
-    probs: np.ndarray  # (n,7)
     heat_maps: np.ndarray | None  # (n,48,48), 0 to 1; None if they were not asked for
 
 
@@ -43,30 +38,21 @@ class Predictor:
         lines = [problem, printed.getvalue(), "" if self._models else classifiers.NO_CLASSIFIER]
         self.notice = " ".join(line.strip() for line in lines if line.strip())
 
-    def predict(
-        self, image: np.ndarray, network: str, ranges: Sequence[str] = RANGES, heat_map: bool = False
-    ) -> Prediction:
+    def predict(self, image: np.ndarray, network: str, source: str = "photo", heat_map: bool = False) -> Explained:
         """Find and classify all faces in an image (H,W,3) uint8 RGB.
 
-        network: an id of `networks`. ranges: see FaceFinder. heat_map: also explain the predictions with Grad-CAM.
+        network: an id of `networks`. source: a key of faces.SEARCH. heat_map: also explain the predictions with
+        Grad-CAM.
         """
-        faces = self._finder(image, ranges=ranges)
-        crops = crop_faces(image, faces)
+        found = self.faces_with(network)(image, source)
+        explain = heat_map and found.faces
+        maps = classifiers.explain(self._models[network], found.crops, self._device) if explain else None
+        return Explained(found.faces, found.crops, found.probs, maps)
+
+    def faces_with(self, network: str) -> FacePredictor:
+        """Return what finds and classifies faces with one network of the menu, or with all."""
         chosen = self._models if network == ENSEMBLE else {network: self._models[network]}
-        probs = classifiers.average(classifiers.classify(chosen, crops, self._device))
-        maps = classifiers.explain(self._models[network], crops, self._device) if heat_map and faces else None
-        return Prediction(faces, crops, probs, maps)
-
-    def for_video(self, network: str, smoothing: bool) -> Callable[[np.ndarray], tuple[list[Face], np.ndarray]]:
-        """Return the function that annotate_video calls for each frame of one video."""
-        smooth = Smoother()
-
-        def predict_frame(frame: np.ndarray) -> tuple[list[Face], np.ndarray]:
-            prediction = self.predict(frame, network)
-            probs = smooth(prediction.faces, prediction.probs) if smoothing else prediction.probs
-            return prediction.faces, probs
-
-        return predict_frame
+        return FacePredictor(chosen, self._device, self._finder)
 
     def networks(self) -> list[dict]:
         """Describe the networks for a menu: id, title, a line about each, and whether Grad-CAM can explain it."""

@@ -14,7 +14,7 @@ import numpy as np
 from fer_utils.errors import DataError
 
 if TYPE_CHECKING:
-    from fer_utils.demo.predictor import Prediction, Predictor
+    from fer_utils.demo.predictor import Explained, Predictor
 
 FOLDER = Path(__file__).parent
 LARGEST_VIDEO = 500  # MB
@@ -75,8 +75,8 @@ class Demo(anywidget.AnyWidget):
 
         start = time.perf_counter()
         image = read_image(bytes(buffers[0]), content["name"])
-        ranges = ("short",) if content["live"] else ("short", "full")  # a webcam is near, and the time counts twice
-        prediction = self._loading.result().predict(image, content["network"], ranges, content["heatMap"])
+        source = "webcam" if content["live"] else "photo"
+        prediction = self._loading.result().predict(image, content["network"], source, content["heatMap"])
         milliseconds = 1000 * (time.perf_counter() - start)
         picture = b"" if content["live"] else to_jpeg(image)
         return {"faces": describe(prediction, image), "ms": milliseconds}, [*pack(prediction), picture]
@@ -96,7 +96,7 @@ class Demo(anywidget.AnyWidget):
 
         video = self._videos[content["video"]]
         video.is_complete = True
-        predict = self._loading.result().for_video(content["network"], content["smoothing"])
+        predict = self._loading.result().faces_with(content["network"]).for_video(content["smoothing"])
         try:
             frames = annotate_video(video.path, video.film, video.table, predict, self._show_progress(content, video))
             return {"frames": frames}, [path.read_bytes() for path in (video.film, video.table) if frames]
@@ -170,7 +170,7 @@ def load_examples() -> dict[str, bytes]:
     return {"photo": portrait, **dict(drawings)}
 
 
-def describe(prediction: "Prediction", image: np.ndarray) -> list[dict]:
+def describe(prediction: "Explained", image: np.ndarray) -> list[dict]:
     """Describe the faces of an image as app.js wants them: boxes in fractions of the image."""
     height, width = image.shape[:2]
     faces = []
@@ -182,7 +182,7 @@ def describe(prediction: "Prediction", image: np.ndarray) -> list[dict]:
     return faces
 
 
-def pack(prediction: "Prediction") -> tuple[bytes, bytes]:
+def pack(prediction: "Explained") -> tuple[bytes, bytes]:
     """Return the pixels of all crops, and those of all heat maps (0 to 255) or nothing."""
     maps = prediction.heat_maps
     return prediction.crops.tobytes(), b"" if maps is None else (255 * maps).astype(np.uint8).tobytes()
