@@ -53,32 +53,33 @@ class Smoother:
 
 def annotate_video(
     source: Path,
-    video: Path,
+    video: Path | None,
     table: Path,
     answer: Callable[[np.ndarray], tuple[list[Face], np.ndarray]],
     progress: Callable[[np.ndarray, float], bool] = lambda picture, done: False,
 ) -> int:
     """Write an annotated copy of a video (.webm, without sound) and a CSV with a row for each face of each frame.
 
-    answer: returns the faces of a frame and their probabilities (n,7). progress: called with each annotated frame and
-    the share that is done, 0 to 1; if it returns True, the work stops and nothing is written. Only one frame is in
-    memory at a time. Returns the number of frames written, 0 after a stop. DataError if the file is not a readable
-    video.
+    video: the path of the copy; None: no copy. answer: returns the faces of a frame and their probabilities (n,7).
+    progress: called with each annotated frame and the share that is done, 0 to 1; if it returns True, the work stops
+    and nothing is written. Only one frame is in memory at a time. Returns the number of frames, 0 after a stop.
+    DataError if the file is not a readable video.
     """
-    drafts = [path.with_name(f"unfinished.{path.name}") for path in (video, table)]
-    video.parent.mkdir(parents=True, exist_ok=True)
+    drafts = {path: path.with_name(f"unfinished.{path.name}") for path in (video, table) if path}
+    for path in drafts:
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        frames = _annotate(source, *drafts, answer, progress)
+        frames = _annotate(source, drafts.get(video), drafts[table], answer, progress)
         if frames:
-            for draft, path in zip(drafts, (video, table), strict=True):
+            for path, draft in drafts.items():
                 draft.replace(path)
         return frames
     finally:
-        for draft in drafts:
+        for draft in drafts.values():
             draft.unlink(missing_ok=True)
 
 
-def _annotate(source: Path, video: Path, table: Path, answer: Callable, progress: Callable) -> int:
+def _annotate(source: Path, video: Path | None, table: Path, answer: Callable, progress: Callable) -> int:
     capture = cv2.VideoCapture(str(source))
     rate, expected = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
     rate = rate if 1 <= rate <= 240 else 25  # the rate is missing in some files
@@ -90,8 +91,9 @@ def _annotate(source: Path, video: Path, table: Path, answer: Callable, progress
             for number, frame in enumerate(_frames(capture), start=1):
                 faces, probs = answer(frame)
                 picture = draw_predictions(frame, faces, probs)
-                writer = writer or open_video(video, rate, picture.shape[1::-1])
-                writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+                if video:
+                    writer = writer or open_video(video, rate, picture.shape[1::-1])
+                    writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
                 rows.writerows(_row(number, rate, i, face, probs[i - 1]) for i, face in enumerate(faces, start=1))
                 if progress(picture, min(1.0, number / max(expected, number))):
                     return 0
@@ -107,7 +109,8 @@ def _annotate(source: Path, video: Path, table: Path, answer: Callable, progress
 def draw_predictions(frame: np.ndarray, faces: Sequence[Face], probs: np.ndarray) -> np.ndarray:
     """Draw a box around each face on a copy of a frame (H,W,3) RGB, with the likeliest emotion from probs (n,7)."""
     picture = frame.copy()
-    line = max(2, round(max(frame.shape[:2]) / 200))
+    width = np.median([face.box[2] for face in faces]) if faces else 0
+    line = max(2, round(min(max(frame.shape[:2]) / 200, width / 25)))  # labels of a group must not hide its faces
     for i, (face, row) in enumerate(zip(faces, probs, strict=True), start=1):
         emotion = EMOTIONS[int(row.argmax())]
         text = f"{emotion} {row.max():.0%}" if len(faces) == 1 else f"{i} {emotion} {row.max():.0%}"
