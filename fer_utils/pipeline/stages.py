@@ -284,8 +284,7 @@ STAGES = (
             "tables/12_choice.csv",
             "predictions/12_ensemble.npz",
             "predictions/12_distilled.npz",
-            "checkpoints/small_resnet_seed0.pt",
-            "checkpoints/distilled_seed0.pt",
+            "checkpoints/small_model.pt",
         ),
         minutes={"sample": 3, "cpu": 150, "full": 35},
         params={
