@@ -289,9 +289,9 @@ STAGES = (
         minutes={"sample": 3, "cpu": 150, "full": 35},
         params={
             "sample": {
-                "seeds": [0, 1],
-                "epochs": 3,
-                "member_epochs": {"small_wide": 2},
+                "seeds": [0],
+                "epochs": 2,
+                "member_epochs": {"small_wide": 1},
                 "ablation_epochs": 1,
                 "out_of_fold": True,
                 "train_on_val": True,
