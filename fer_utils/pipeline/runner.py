@@ -171,7 +171,9 @@ def try_stage(settings: Settings, item: PlannedStage, deadline: float, console: 
     try:
         with time_limit(deadline):
             seconds = run_stage(settings, item.stage, console)
-        return Outcome(DONE, f"is done ({format_duration(seconds / 60)})")
+        outcome = Outcome(DONE, f"is done ({format_duration(seconds / 60)})")
+        write_report(settings, {item.name: outcome}, console)  # so that there is something to look at after a minute
+        return outcome
     except TimeIsUp:
         return Outcome(OUT_OF_TIME, "is stopped: the time is up")
     except (StageFailed, OSError) as error:  # OSError: for example a full disk
