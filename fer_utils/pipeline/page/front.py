@@ -88,10 +88,8 @@ def describe_certainty(summary: pd.DataFrame, manifests: list[dict], provenance:
 
 def _range_of(values: pd.Series) -> str:
     """Return "3,589", or "1 to 6" when the values differ."""
-    ends = (
-        [f"{end:,}" if not isinstance(end, str) else end for end in (values.min(), values.max())] if len(values) else []
-    )
-    return " to ".join(dict.fromkeys(ends)) or "-"
+    ends = [values.min(), values.max()] if len(values) else ["-"]
+    return " to ".join(dict.fromkeys(end if isinstance(end, str) else f"{end:,}" for end in ends))
 
 
 def make_cards(claims: pd.DataFrame) -> list[dict]:
