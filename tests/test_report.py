@@ -133,7 +133,7 @@ VERDICTS = (
     ">hurts<",
     "this project: cnn",
     "What we learned",
-    "models were trained and evaluated",
+    "models were evaluated",
     "<svg",
     "Teaching pack",
     "Every number on this page",

@@ -28,7 +28,7 @@ def make_headline(summary: pd.DataFrame) -> str:
         return ""
     best = chosen.loc[chosen.accuracy.idxmax()]
     return (
-        f"{(summary.split == 'test').sum()} models were trained and evaluated. The best of those that were chosen on"
+        f"{(summary.split == 'test').sum()} models were evaluated. The best of those that were chosen on"
         f" validation data is right on {percent(best.accuracy)} of {best.n:,} test images (95 % interval"
         f" {percent(best.ci_low)} to {percent(best.ci_high)}), and on {percent(best.accuracy_no_duplicates)} of"
         f" those without a copy in the training split: {readable_words(best.model)}, notebook {best.notebook[:2]}."
