@@ -104,6 +104,14 @@ def test_broken_mediapipe_is_said_and_the_whole_image_taken(needs_mediapipe, tmp
     assert finder is detector.whole_image
 
 
+def test_a_script_needs_no_guard(tmp_path):
+    script = "from fer_utils.vision.mediapipe_process import start_workers\nprint('begin')\n"
+    (tmp_path / "script.py").write_text(script + "print(start_workers(1).submit(abs, -1).result())\n")
+    command = [sys.executable, tmp_path / "script.py"]
+    run = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (run.stdout, run.stderr, run.returncode) == ("begin\n1\n", "", 0)
+
+
 def test_this_process_needs_neither_torch_nor_mediapipe():
     modules = ", ".join(f"fer_utils.vision.{name}" for name in ("detector", "photos", "video"))
     code = f"import sys, {modules}; sys.exit(any(name in sys.modules for name in ('torch', 'mediapipe')))"

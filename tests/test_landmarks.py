@@ -116,9 +116,8 @@ import sys
 from pathlib import Path
 from fer_utils.vision import landmarks
 from fer_utils.data.sample_faces import make_sample
-if __name__ == "__main__":
-    landmarks.CHUNK = 4
-    landmarks.label_landmarks(make_sample(12).images, workers=1, cache=Path(sys.argv[1]))
+landmarks.CHUNK = 4
+landmarks.label_landmarks(make_sample(12).images, workers=1, cache=Path(sys.argv[1]))
 """
 
 

@@ -1,16 +1,14 @@
 """Find faces in any image with MediaPipe's face detector."""
 
 import functools
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
 
 from fer_utils.data.constants import IMAGE_SIZE
-from fer_utils.vision.mediapipe_process import INSTALL, LandmarksUnavailable, mediapipe_version, prepare_worker
+from fer_utils.vision.mediapipe_process import INSTALL, LandmarksUnavailable, mediapipe_version, start_workers
 
 RANGES = ("short", "full")  # MediaPipe's two detectors: for faces up to about 2 m and up to about 5 m from the camera
 
@@ -60,8 +58,7 @@ class FaceFinder:
     def __init__(self) -> None:
         """Raise LandmarksUnavailable if MediaPipe is not installed; the process starts with the first image."""
         mediapipe_version()
-        context = multiprocessing.get_context("spawn")  # a fork would copy threads and GPU handles of the parent
-        self._pool = ProcessPoolExecutor(1, context, prepare_worker)
+        self._pool = start_workers(1)
 
     def __call__(self, image: np.ndarray, ranges: Sequence[str] = RANGES, confidence: float = 0.5) -> list[Face]:
         """Find all faces in an image (H,W,3) uint8 RGB, from left to right; of overlapping boxes, the best one.
@@ -78,7 +75,7 @@ class FaceFinder:
 
     def close(self) -> None:
         """End the process."""
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(kill_workers=True)
 
 
 def without_doubles(faces: Sequence[Face]) -> list[Face]:

@@ -9,14 +9,13 @@ end the notebook.
 import functools
 import hashlib
 import io
-import multiprocessing
 import os
 import struct
 import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from fer_utils.data.constants import IMAGE_SIZE
 from fer_utils.data.dataset import FER2013
 from fer_utils.errors import DataError
 from fer_utils.paths import atomic_write
-from fer_utils.vision.mediapipe_process import INSTALL, LandmarksUnavailable, mediapipe_version, prepare_worker
+from fer_utils.vision.mediapipe_process import INSTALL, LandmarksUnavailable, mediapipe_version, start_workers
 
 POINTS = ("left_eye", "right_eye", "left_lip_corner", "right_lip_corner")  # left: in the left half of the image
 CHUNK = 500  # images that are labeled and saved together
@@ -190,8 +189,7 @@ def _run_workers(
     """Label chunks in worker processes; yields the key and the result of each chunk as soon as it is ready."""
     if not chunks:
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy threads and GPU handles of the parent
-    pool = ProcessPoolExecutor(min(workers, len(chunks)), context, prepare_worker)
+    pool = start_workers(min(workers, len(chunks)))
     try:
         jobs = {pool.submit(_label_chunk, chunk, attempts, eyes): start for start, chunk in chunks.items()}
         for job in as_completed(jobs):
@@ -204,7 +202,7 @@ def _run_workers(
             f"does not help, {INSTALL}"
         ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(kill_workers=True)
 
 
 def _cores() -> int:
