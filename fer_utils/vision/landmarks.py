@@ -27,7 +27,13 @@ from fer_utils.data.constants import IMAGE_SIZE
 from fer_utils.data.dataset import FER2013
 from fer_utils.errors import DataError
 from fer_utils.paths import atomic_write
-from fer_utils.vision.mediapipe_process import INSTALL, LandmarksUnavailable, mediapipe_version, start_workers
+from fer_utils.vision.mediapipe_process import (
+    INSTALL,
+    LandmarksUnavailable,
+    does_not_work,
+    mediapipe_version,
+    start_workers,
+)
 
 POINTS = ("left_eye", "right_eye", "left_lip_corner", "right_lip_corner")  # left: in the left half of the image
 CHUNK = 500  # images that are labeled and saved together
@@ -270,12 +276,18 @@ def _find_points(image: np.ndarray, attempt: Attempt, eyes: str) -> np.ndarray |
 def _face_mesh() -> object:
     """Make MediaPipe's face mesh for single images, once per process."""
     try:
-        from mediapipe import solutions
+        import mediapipe
 
-        # refine_landmarks: the mesh of 2020, which has irises and is more accurate.
-        return solutions.face_mesh.FaceMesh(static_image_mode=True, max_num_faces=1, refine_landmarks=True)
+        if hasattr(mediapipe, "solutions"):
+            # refine_landmarks: the mesh of 2020, which has irises and is more accurate.
+            options = {"static_image_mode": True, "max_num_faces": 1, "refine_landmarks": True}
+            return mediapipe.solutions.face_mesh.FaceMesh(**options)
     except Exception as error:  # broken installations fail in many ways
-        raise LandmarksUnavailable(f"MediaPipe does not work ({type(error).__name__}: {error}); {INSTALL}") from None
+        raise does_not_work(error) from None
+    raise LandmarksUnavailable(
+        f"MediaPipe {mediapipe_version()} no longer brings the face mesh; install mediapipe==0.10.21 (Python 3.10 to "
+        "3.12), or leave notebook 02 out and use a published reports/derived/landmarks.npz"
+    )
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------

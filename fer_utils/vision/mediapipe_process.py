@@ -9,7 +9,7 @@ from importlib import metadata
 import psutil
 from joblib.externals.loky import ProcessPoolExecutor
 
-INSTALL = "install the version named in requirements.lock (there is none for Linux on ARM)"
+INSTALL = "install the version named in requirements.lock, or one that docs/running.md names for your system"
 
 
 class LandmarksUnavailable(RuntimeError):
@@ -22,6 +22,11 @@ def mediapipe_version() -> str:
         return metadata.version("mediapipe")
     except metadata.PackageNotFoundError:
         raise LandmarksUnavailable(f"MediaPipe is not installed; {INSTALL}") from None
+
+
+def does_not_work(error: Exception) -> LandmarksUnavailable:
+    """Return the error that says why MediaPipe cannot be imported or set up."""
+    return LandmarksUnavailable(f"MediaPipe does not work ({type(error).__name__}: {error}); {INSTALL}")
 
 
 def start_workers(n: int) -> ProcessPoolExecutor:
