@@ -825,3 +825,19 @@ def test_real_ferplus_agrees_with_the_labels(real_archive, real_faces):
     happy = faces.labels == EMOTIONS.index("happy")
     clear = votes[:, :8].max(1) >= 6
     assert (votes[happy & clear].argmax(1) == ferplus.FERPLUS_COLUMNS.index("happiness")).mean() > 0.9
+
+
+def test_the_majority_needs_more_votes_than_every_other_option():
+    """Columns: neutral, happiness, surprise, sadness, anger, disgust, fear, contempt, unknown, no face."""
+    votes = np.array(
+        [
+            [1, 6, 0, 0, 0, 0, 0, 2, 1, 0],  # happy
+            [0, 0, 1, 0, 5, 4, 0, 0, 0, 0],  # angry
+            [5, 5, 0, 0, 0, 0, 0, 0, 0, 0],  # a tie
+            [2, 0, 0, 0, 0, 0, 0, 8, 0, 0],  # contempt is none of the seven
+            [4, 0, 0, 0, 0, 0, 0, 0, 4, 2],  # a tie with "unknown"
+            [0, 0, 0, 0, 0, 0, 6, 0, 4, 0],  # fear
+        ]
+    )
+    labels = [-1 if label < 0 else EMOTIONS[label] for label in ferplus.majority_label(votes)]
+    assert labels == ["happy", "angry", -1, -1, -1, "fear"]

@@ -82,5 +82,5 @@ def test_notebook_runs_where_no_other_has_run(needs_face_mesh, tmp_path, name, t
     [sample] = [stage.params["sample"] for stage in STAGES if stage.name == name]
     params = sample | {"data": "sample", "device": "cpu", "out": str(tmp_path), "inputs": str(tmp_path / "nothing")}
     notebook = PROJECT_ROOT / "notebooks" / f"{name}.ipynb"
-    run_notebook(notebook, tmp_path / "executed.ipynb", params, 300, io.StringIO(), io.StringIO())
+    run_notebook(notebook, tmp_path / "executed.ipynb", params, 300, io.StringIO())
     assert len(pd.read_csv(tmp_path / "tables" / f"{table}.csv"))

@@ -19,15 +19,18 @@ from fer_utils.errors import TrainingError
 from fer_utils.files import decoding, require_file
 from fer_utils.models.build import build_model
 
+ABOUT = ("spec", "classes", "origin")  # what is saved along with weights
+
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the weights of a trained model with its spec and the names of its outputs.
+    """Write the weights of a trained model with its spec, the names of its outputs, and its origin.
 
-    load_weights and load_model read such a file.
+    The origin says what the model was trained on and how good it is on val, see Experiment.train. load_weights and
+    load_model read such a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
-    torch.save({**_identity(model), "weights": model.state_dict()}, unfinished)
+    torch.save({**_about(model), "weights": model.state_dict()}, unfinished)
     os.replace(unfinished, path)
 
 
@@ -39,7 +42,7 @@ def save_compact(model: nn.Module, path: Path) -> None:
     """
     weights = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished, about = path.with_suffix(".tmp"), {k: json.dumps(v) for k, v in _identity(model).items()}
+    unfinished, about = path.with_suffix(".tmp"), {k: json.dumps(v) for k, v in _about(model).items()}
     save_file({name: t.contiguous() for name, t in weights.items()}, unfinished, metadata=about)
     os.replace(unfinished, path)
 
@@ -54,7 +57,9 @@ def load_model(path: str | Path) -> nn.Module:
         with torch.device("meta"):  # takes no memory, whatever sizes the file claims
             outline = build_model(state["spec"])
         require_same(signature(outline), _signature(state), path)
-        return _fill(build_model(state["spec"]), state, path)
+        model = _fill(build_model(state["spec"]), state, path)
+    model.origin = state.get("origin", {})
+    return model
 
 
 def load_classifier(path: str | Path) -> nn.Module:
@@ -73,6 +78,14 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     state = _read_weights(path)
     with _using(path):
         return _fill(model, state, path)
+
+
+def read_origin(path: str | Path) -> dict:
+    """Read only the origin of saved weights, see save_weights; {} for a file without one, or a damaged file."""
+    try:
+        return _read_weights(path).get("origin", {})
+    except TrainingError:
+        return {}
 
 
 def _using(path: str | Path) -> AbstractContextManager[None]:
@@ -152,7 +165,7 @@ def _read_compact(path: Path) -> dict:
     require_file(path)
     with safe_open(path, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        about = {key: json.loads(file.metadata()[key]) for key in ("spec", "classes")}
+        about = {key: json.loads(text) for key, text in file.metadata().items() if key in ABOUT}
     return about | {"weights": {k: t.float() if t.is_floating_point() else t for k, t in weights.items()}}
 
 
@@ -160,6 +173,7 @@ def _require_state(state: object) -> None:
     """Raise TypeError or KeyError unless a state has the entries of save_weights, of the right types."""
     spec, classes, weights = (state[key] for key in ("spec", "classes", "weights"))
     types = [(spec["name"], str), (spec["options"], Mapping), (classes, list), (weights, Mapping)]
+    types += [(state.get("origin", {}), Mapping)]
     types += [(name, str) for name in (*classes, *weights)]
     types += [(tensor, torch.Tensor) for tensor in weights.values()]
     for value, expected in types:
@@ -178,8 +192,13 @@ def signature(model: nn.Module) -> dict:
     return _signature({**_identity(model), "weights": model.state_dict()})
 
 
+def _about(model: nn.Module) -> dict:
+    """Return what is saved along with weights: identity and origin."""
+    return _identity(model) | {"origin": getattr(model, "origin", {})}
+
+
 def _identity(model: nn.Module) -> dict:
-    """Return what is saved along with weights: the spec and the names of the outputs."""
+    """Return what must agree when weights are loaded, besides shapes: the spec and the names of the outputs."""
     spec = getattr(model, "spec", {"name": type(model).__name__, "options": {}})
     return {"spec": spec, "classes": list(getattr(model, "outputs", EMOTIONS))}
 

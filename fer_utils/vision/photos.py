@@ -72,19 +72,6 @@ def label(i: int, probs: np.ndarray | None) -> str:
     return f"{i + 1}" if probs is None else f"{i + 1} {EMOTIONS[int(probs[i].argmax())]} {probs[i].max():.0%}"
 
 
-def draw_bars(probs: np.ndarray, height: int, width: int = 200) -> np.ndarray:
-    """Draw the probabilities (n,7) of the first three faces as bars; returns a strip (height,width,3) uint8."""
-    strip = np.full((height, width, 3), 255, np.uint8)
-    block, line = height // 3, height // 27
-    for face, row in enumerate(probs[:3]):
-        write_text(strip, f"face {face + 1}", (0, face * block + line), line / 22)
-        for i, (emotion, p) in enumerate(zip(EMOTIONS, row, strict=True)):
-            top = face * block + (i + 1) * line + 2
-            cv2.rectangle(strip, (80, top), (80 + round((width - 85) * float(p)), top + line - 4), (0, 114, 178), -1)
-            cv2.putText(strip, emotion, (4, top + line - 5), cv2.FONT_HERSHEY_SIMPLEX, line / 40, DARK, 1, cv2.LINE_AA)
-    return strip
-
-
 def write_text(picture: np.ndarray, text: str, corner: tuple[int, int], scale: float) -> None:
     """Write text on a dark bar just above a corner (x, y), moved if necessary to stay inside the picture."""
     size, line = 0.5 * scale, max(1, round(scale))
@@ -93,6 +80,11 @@ def write_text(picture: np.ndarray, text: str, corner: tuple[int, int], scale: f
     y = int(np.clip(corner[1] - below, height + below, picture.shape[0] - below))
     cv2.rectangle(picture, (x, y - height - below), (x + width, y + below), DARK, -1)
     cv2.putText(picture, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, WHITE, line, cv2.LINE_AA)
+
+
+def to_jpeg(picture: np.ndarray) -> bytes:
+    """Encode a picture (H,W,3) uint8 RGB as JPEG."""
+    return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
 
 # --- Files from anywhere ----------------------------------------------------------------------------------------------
