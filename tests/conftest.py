@@ -32,11 +32,18 @@ def real_archive() -> Path:
 
 @pytest.fixture(scope="session")
 def needs_mediapipe() -> None:
-    """Skips what finds faces or points, where MediaPipe has no package (Linux on ARM)."""
+    """Skips what finds faces, where MediaPipe has no package (Linux on ARM)."""
     try:
         metadata.version("mediapipe")
     except metadata.PackageNotFoundError:
         pytest.skip("MediaPipe is not installed here")
+
+
+@pytest.fixture(scope="session")
+def needs_face_mesh(needs_mediapipe) -> None:
+    """Skips what finds landmarks, where MediaPipe is newer than 0.10.21 and no longer brings the face mesh."""
+    if not metadata.distribution("mediapipe").locate_file("mediapipe/modules/face_landmark").exists():
+        pytest.skip(f"MediaPipe {metadata.version('mediapipe')} does not bring the face mesh")
 
 
 @pytest.fixture
