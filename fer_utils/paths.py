@@ -3,7 +3,17 @@
 import os
 from pathlib import Path
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+def find_project_root() -> Path:
+    """Return the clone that holds this package, else the clone around the working directory, else that directory.
+
+    Only a package that was installed without `-e` lies outside a clone.
+    """
+    folders = [Path(__file__).resolve().parent.parent, Path.cwd(), *Path.cwd().parents]
+    return next((folder for folder in folders if (folder / "run_all.sh").is_file()), Path.cwd())
+
+
+PROJECT_ROOT = find_project_root()
 DATA_DIR = PROJECT_ROOT / "data"
 ASSETS = Path(__file__).parent / "assets"
 
@@ -20,8 +30,8 @@ def find_artifact(inputs: str | Path, stage: str, file: str) -> Path:
     checkpoints of reports/ are in outputs/, those of outputs/sample/reports in outputs/sample/.
 
     The search goes through the folder derived/ of the reports (small files that git tracks, such as landmarks.npz), the
-    checkpoints, outputs/my_run, and finally the compact networks of the project in models/. If the file is in none of
-    them, this returns the path where it should have been.
+    checkpoints, outputs/my_run, and finally the compact networks of the project in models/, which an installed package
+    has among its assets. If the file is in none of them, this returns the path where it should have been.
     """
     inputs = project_path(inputs)
     expected = inputs.parent / "outputs" / "checkpoints" / stage
@@ -32,7 +42,8 @@ def find_artifact(inputs: str | Path, stage: str, file: str) -> Path:
         inputs.parent / "checkpoints" / stage,
         PROJECT_ROOT / "outputs" / "my_run" / "checkpoints",
     ]
-    paths = [*(place / file for place in places), PROJECT_ROOT / "models" / f"{Path(file).stem}.safetensors"]
+    compact = [folder / f"{Path(file).stem}.safetensors" for folder in (PROJECT_ROOT / "models", ASSETS)]
+    paths = [*(place / file for place in places), *compact]
     return next((path for path in paths if path.is_file()), expected / file)
 
 
