@@ -65,6 +65,26 @@ install() {
     fi
 }
 
+# While other programs use the cores, the threads of PyTorch would wait for each other by spinning, and so keep each other
+# from working. A kernel has to know this before it imports PyTorch.
+set_up_kernel() {
+    "$venv/bin/python" -m ipykernel install --sys-prefix --env OMP_WAIT_POLICY PASSIVE >/dev/null ||
+        stop "the Jupyter kernel could not be installed, see above"
+}
+
+# Lets git leave out what JupyterLab adds to a notebook when it saves it. .gitattributes says which notebooks. In a work
+# tree without an environment, notebooks go to git as they are.
+set_up_git_filter() {
+    local key keys=()
+    if [ ! -e "$root/.git" ] || ! command -v git >/dev/null; then return; fi
+    for key in codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version; do
+        keys+=("metadata.language_info.$key")
+    done
+    git -C "$root" config filter.nbstripout.clean "if [ -x .venv/bin/python ]; then
+        .venv/bin/python -m nbstripout --keep-id --extra-keys '${keys[*]}'; else cat; fi" ||
+        echo "${0##*/}: git could not be configured, see above; saved notebooks will show as changed" >&2
+}
+
 # Prints what a complete environment is made from, and for which folder.
 marker() {
     echo "$root"
@@ -93,6 +113,8 @@ set_up() {
     install --no-deps --no-build-isolation -e "$root" || stop "fer_utils could not be installed, see above"
     error=$("$venv/bin/python" -c 'import cv2' 2>&1) ||
         stop "OpenCV cannot be imported (${error##*$'\n'}); Debian, Ubuntu: sudo apt install libgl1 libglib2.0-0"
+    set_up_kernel
+    set_up_git_filter
     marker >"$venv/complete"
     echo "The environment is ready." >&2
 }

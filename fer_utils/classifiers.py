@@ -11,8 +11,8 @@ from torch import nn
 from fer_utils import cam
 from fer_utils.data.constants import EMOTIONS
 from fer_utils.errors import TrainingError
-from fer_utils.models.weights import load_classifier
-from fer_utils.paths import find_artifact
+from fer_utils.models.weights import load_classifier, read_origin
+from fer_utils.paths import MY_RUN, artifact_paths, project_path
 from fer_utils.predict import predict_logits
 
 # Name of a classifier -> the notebook that trains it, and its file.
@@ -35,14 +35,14 @@ def load_classifiers(
 ) -> dict[str, nn.Module]:
     """Load the networks in FILES that earlier notebooks have trained, in evaluation mode; returns name -> network.
 
-    inputs: a parameter of every notebook, see find_artifact. names: which of FILES, in this order; None: all. A network
-    that is missing or damaged is left out, and a line is printed.
+    inputs: a parameter of every notebook, see artifact_paths. names: which of FILES, in this order; None: all. A
+    network that is missing or damaged is left out, and a line is printed.
     """
     models = {}
     for name in FILES if names is None else names:
         stage, file = FILES[name]
-        path = find_artifact(inputs, stage, file)
-        if not path.is_file():
+        path = find_classifier(inputs, stage, file)
+        if path is None:
             print(f"{name} is left out: notebook {stage} has not trained it yet")
             continue
         try:
@@ -50,6 +50,30 @@ def load_classifiers(
         except TrainingError as error:
             print(f"{name} is left out: {error}")
     return models
+
+
+def find_classifier(inputs: str | Path, stage: str, file: str) -> Path | None:
+    """Find the weights of a classifier like find_artifact; None if there are none.
+
+    A run by hand on the embedded sample must not replace a network that was trained on faces: what such a run wrote to
+    outputs/my_run counts only if `inputs` names this folder.
+    """
+    my_run = project_path(MY_RUN)
+    for path in artifact_paths(inputs, stage, file):
+        by_hand = path.is_relative_to(my_run) and project_path(inputs) != my_run
+        if path.is_file() and not (by_hand and read_origin(path).get("data") == "sample"):
+            return path
+    return None
+
+
+def describe_origin(model: nn.Module) -> str:
+    """Say what a loaded network was trained on, when, and how good it is on val."""
+    origin = model.origin
+    if not origin:
+        return "its training was not recorded"
+    data = "the embedded sample" if origin["data"] == "sample" else "FER2013"
+    result = f"{100 * origin['val']:.1f} % of {origin['val_images']:,} validation images"
+    return f"trained on {data} ({origin['train_images']:,} images, {origin['date']}); right for {result}"
 
 
 def classify(models: Mapping[str, nn.Module], crops: np.ndarray, device: torch.device | str) -> dict[str, np.ndarray]:

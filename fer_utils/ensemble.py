@@ -4,7 +4,6 @@ Everywhere in this module, logits are (K,N,C) of K networks for the same N image
 labels are (N,), and weights are (K,), not negative, with a sum of 1.
 """
 
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def load_models(
     problems: dict[str, str] = {}
     for name in names:
         try:
-            predictions = _load_checked(folder / f"{name}.npz", dataset)
+            predictions = load_predictions(folder / f"{name}.npz", dataset)
         except DataError as error:
             problems[name] = str(error)
             continue
@@ -53,24 +52,6 @@ def load_models(
         reason = next(iter(problems.values()), "no other model is named")
         raise DataError(f"an ensemble needs two models ({reason}); run notebooks 04 to 06, or correct `inputs`")
     return models, problems
-
-
-def _load_checked(path: Path, dataset: FaceDataset) -> Predictions:
-    """Load predictions; DataError also for a damaged file and for logits that do not fit the images of their split."""
-    try:
-        predictions = load_predictions(path, dataset)
-    except DataError:
-        raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path.name} is damaged ({type(error).__name__}); run the notebook that makes it") from error
-    for split in ("val", "test"):
-        logits = getattr(predictions, split)
-        expected = (len(predictions.seeds), len(dataset.where(split)), len(EMOTIONS))
-        if logits.shape != expected:
-            raise DataError(f"{path.name} has {split} logits of shape {logits.shape}; this {split} needs {expected}")
-        if not np.isfinite(logits).all():
-            raise DataError(f"{path.name} has {split} logits that are not finite; run the notebook that makes it")
-    return predictions
 
 
 # --- Average ----------------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ in train, macro-F1, recall of each emotion, confusion matrix and calibration.
 """
 
 import argparse
+import io
 import sys
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,10 @@ from fer_utils import metrics
 from fer_utils.data import EMOTIONS, FER2013, IMAGE_SIZE, copies_in_train, load_data
 from fer_utils.device import select_device
 from fer_utils.errors import DataError, TrainingError
+from fer_utils.files import decoding, read_file, require_file
 from fer_utils.models.weights import load_classifier
 from fer_utils.paths import project_path
-from fer_utils.predict import VIEWS, Predictions, load_predictions, predict_logits
+from fer_utils.predict import VIEWS, load_predictions, predict_logits
 from fer_utils.report import to_markdown, write_csv
 
 # How an ONNX model wants its pixels: from bytes 0 to 255 to what it was trained on.
@@ -33,6 +34,8 @@ SCALES = {
     "imagenet": lambda pixels: (pixels / 255 - 0.449) / 0.226,  # mean and sd over the three colors
 }
 BATCH = 256
+MAX_SIDE = 1024  # of the images that an ONNX model takes, in pixels
+MAX_TABLE_BYTES = 100_000_000  # of a table of predictions
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,9 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 def predict(options: argparse.Namespace, dataset: FER2013) -> np.ndarray:
     """Logits (S,n,7) of the model on the split, in the order of the split's images; S is 1 but for several seeds."""
     path = options.model
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"{path} does not exist; give a checkpoint, an ONNX file, or a table of predictions")
+    require_file(path)
     images = dataset.subset(options.split)[0]
     if path.suffix in (".pt", ".safetensors"):
         device = select_device(options.device)
@@ -103,20 +107,10 @@ def predict(options: argparse.Namespace, dataset: FER2013) -> np.ndarray:
     if path.suffix == ".onnx":
         return predict_onnx(path, images, OnnxOptions(options.size, options.scale, options.classes))[None]
     if path.suffix == ".npz":
-        return getattr(read_npz(path, dataset), options.split)
+        return getattr(load_predictions(path, dataset), options.split)
     if path.suffix == ".csv":
         return read_predictions(path, dataset, options.split)[None]
     raise DataError(f"{path.name} is of no known kind; give a .pt, .safetensors, .onnx, .csv or .npz file")
-
-
-def read_npz(path: Path, dataset: FER2013) -> Predictions:
-    """Published logits; DataError also when the file is damaged."""
-    try:
-        return load_predictions(path, dataset)
-    except DataError:
-        raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path.name} is damaged or holds no predictions ({type(error).__name__})") from error
 
 
 def predict_onnx(path: Path, images: np.ndarray, options: OnnxOptions) -> np.ndarray:
@@ -128,11 +122,12 @@ def predict_onnx(path: Path, images: np.ndarray, options: OnnxOptions) -> np.nda
     session = open_onnx(path)
     channels, side = input_shape(session, path, options.size)
     outputs = []
-    for start in range(0, len(images), BATCH):
-        pixels = resize(images[start : start + BATCH], side)[:, None].repeat(channels, axis=1)  # (n,C,H,W)
-        (output, *_) = session.run(None, {session.get_inputs()[0].name: SCALES[options.scale](pixels)})
-        outputs.append(output)
-    logits = np.concatenate(outputs).astype(np.float32)
+    with decoding(f"{path.name} cannot be run", "export it again"):
+        for start in range(0, len(images), BATCH):
+            pixels = resize(images[start : start + BATCH], side)[:, None].repeat(channels, axis=1)  # (n,C,H,W)
+            (output, *_) = session.run(None, {session.get_inputs()[0].name: SCALES[options.scale](pixels)})
+            outputs.append(output)
+        logits = np.concatenate(outputs).astype(np.float32)
     if logits.shape != (len(images), len(EMOTIONS)):
         raise DataError(f"{path.name} gives {logits.shape[1:]} per image; it must give seven logits or probabilities")
     order = [options.classes.index(emotion) for emotion in EMOTIONS]
@@ -145,10 +140,8 @@ def open_onnx(path: Path) -> "onnxruntime.InferenceSession":  # noqa: F821 (impo
         import onnxruntime
     except ImportError:
         raise DataError("ONNX files need the package onnxruntime; install it (pip install onnxruntime)") from None
-    try:
+    with decoding(f"{path.name} cannot be loaded as ONNX", "export it again"):
         return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes of its own for each kind of damage
-        raise DataError(f"{path.name} cannot be loaded as ONNX ({type(error).__name__})") from error
 
 
 def input_shape(session: object, path: Path, size: int) -> tuple[int, int]:
@@ -157,6 +150,8 @@ def input_shape(session: object, path: Path, size: int) -> tuple[int, int]:
     if len(shape) != 4 or shape[1] not in (1, 3):
         raise DataError(f"{path.name} takes {shape}; it must take (N,1,H,W) or (N,3,H,W)")
     side = size or (shape[2] if isinstance(shape[2], int) else IMAGE_SIZE)
+    if not 0 < side <= MAX_SIDE:
+        raise DataError(f"{path.name} takes images of {side} pixels a side; it must take 1 to {MAX_SIDE}")
     return shape[1], side
 
 
@@ -176,10 +171,9 @@ def read_predictions(path: Path, dataset: FER2013, split: str) -> np.ndarray:
 
     The seven columns hold probabilities or logits. DataError when an image of the split is missing or named twice.
     """
-    try:
-        table = pd.read_csv(path, dtype={"name": str})
-    except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise DataError(f"{path.name} cannot be read as a table ({error})") from error
+    types = {"name": str} | dict.fromkeys(EMOTIONS, np.float32)
+    with decoding(f"{path.name} cannot be read as a table", "give the seven columns as plain numbers"):
+        table = pd.read_csv(io.BytesIO(read_file(path, MAX_TABLE_BYTES)), dtype=types)
     missing = [column for column in ("name", *EMOTIONS) if column not in table]
     if missing:
         raise DataError(f"{path.name} lacks the columns {', '.join(missing)}")

@@ -4,9 +4,11 @@ A notebook describes its models and recipes and reads the results; the bookkeepi
 """
 
 import copy
+import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -132,10 +134,30 @@ class Experiment:
         return seed_runs(build, train, val, config, seeds, checkpoint if resumable else None, task, name)
 
     def train(self, runs: Mapping[str, Sequence[Run]]) -> dict[str, Trained]:
-        """Train all runs of all models in one list: on a GPU several side by side, on a CPU one after another."""
+        """Train all runs of all models in one list: on a GPU several side by side, on a CPU one after another.
+
+        Each trained network gets an attribute `origin`, which save_weights saves along with its weights.
+        """
         flat = [run for group in runs.values() for run in group]
-        results = iter(fit_all(flat, self.device))
+        results = fit_all(flat, self.device)
+        for run, result in zip(flat, results, strict=True):
+            run.model.origin = self.origin(run, result)
+        results = iter(results)
         return {name: trained(name, group, [next(results) for _ in group]) for name, group in runs.items()}
+
+    def origin(self, run: Run, result: FitResult) -> dict[str, object]:
+        """Describe where a trained network comes from: data, date, settings, and its best result on val."""
+        best = result.history.iloc[result.best_epoch - 1]
+        return {
+            "data": self.dataset.form,
+            "fingerprint": self.dataset.fingerprint,
+            "train_images": len(run.train[0]),
+            "val_images": len(run.val[0]),
+            "metric": result.task.metric,
+            "val": float(best[f"val_{result.task.metric}"]),
+            "date": date.today().isoformat(),
+            "settings": json.loads(json.dumps(asdict(run.config))),
+        }
 
     # --- Evaluate -----------------------------------------------------------------------------------------------------
 

@@ -12,15 +12,38 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from sklearn.metrics import f1_score
 
 from fer_utils.data.constants import EMOTIONS
+from fer_utils.errors import DataError
+
+
+def require_finite(values: np.ndarray, what: str) -> None:
+    """Raise DataError if values of any shape are not all finite. what: their name in the plural."""
+    bad = ~np.isfinite(values)
+    if bad.any():
+        n, first = int(bad.sum()), ", ".join(map(str, np.argwhere(bad)[0]))
+        raise DataError(
+            f"{n:,} of {bad.size:,} {what} {'is' if n == 1 else 'are'} not finite, the first at position ({first}); "
+            "nothing can be computed from them"
+        )
+
+
+def require_any(values: Sequence | np.ndarray, what: str = "images") -> None:
+    """Raise DataError if there are no values: nothing was measured, so there is no number to give."""
+    if not len(values):
+        raise DataError(f"there are no {what} to evaluate; the split or the selection is empty")
 
 
 def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Compute the fraction of correct predictions. labels, predicted: (N,) int."""
+    """Compute the fraction of correct predictions. labels, predicted: (N,) int; DataError for N = 0."""
+    require_any(labels)
     return float(np.mean(labels == predicted))
 
 
 def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Compute the unweighted mean of the F1 scores of the seven classes; a class that does not occur counts as 0."""
+    """Compute the unweighted mean of the F1 scores of the seven classes; a class that does not occur counts as 0.
+
+    DataError without images.
+    """
+    require_any(labels)
     return float(f1_score(labels, predicted, labels=range(len(EMOTIONS)), average="macro", zero_division=0))
 
 
@@ -39,13 +62,24 @@ def wilson_interval(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def per_class_recall(labels: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:
-    """Compute the recall of each emotion, with n images, hits and Wilson interval; the last row "all" is accuracy."""
+    """Compute the recall of each emotion, with n images, hits and Wilson interval; the last row "all" is accuracy.
+
+    An emotion without images has recall nan. DataError if there is no image at all.
+    """
+    require_any(labels)
     rows = []
     for emotion, mask in [*((e, labels == i) for i, e in enumerate(EMOTIONS)), ("all", np.ones(len(labels), bool))]:
         n, hits = int(mask.sum()), int((predicted[mask] == labels[mask]).sum())
         low, high = wilson_interval(hits, n)
         rows.append(
-            {"emotion": emotion, "n": n, "hits": hits, "recall": hits / max(n, 1), "ci_low": low, "ci_high": high}
+            {
+                "emotion": emotion,
+                "n": n,
+                "hits": hits,
+                "recall": hits / n if n else np.nan,
+                "ci_low": low,
+                "ci_high": high,
+            }
         )
     return pd.DataFrame(rows)
 
@@ -55,8 +89,10 @@ def bootstrap_ci(
 ) -> tuple[float, float]:
     """Compute the 95 % percentile bootstrap interval of a statistic over n test images (Efron 1979).
 
-    statistic: takes the row numbers (n,) of one resample, drawn with replacement, and returns a number.
+    statistic: takes the row numbers (n,) of one resample, drawn with replacement, and returns a number. DataError for
+    n = 0.
     """
+    require_any(range(n))
     # scipy.stats.bootstrap draws the same rows, but its percentiles differ from the published ones in the last digit.
     rng = np.random.default_rng(seed)
     values = [statistic(rng.integers(0, n, n)) for _ in range(repeats)]
@@ -67,8 +103,9 @@ def mcnemar(labels: np.ndarray, predicted_a: np.ndarray, predicted_b: np.ndarray
     """Compare two models on the same images with the exact McNemar test (1947).
 
     Returns only_a and only_b (images that only one of the two classifies correctly), difference (accuracy of a minus b)
-    and p_value, two-sided, of a binomial test on these images.
+    and p_value, two-sided, of a binomial test on these images. DataError without images.
     """
+    require_any(labels)
     correct_a, correct_b = predicted_a == labels, predicted_b == labels
     only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
     p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
@@ -88,8 +125,9 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> dict[str, float
 
     The p-value is the share of the 2^k sign patterns whose mean is at least as far from 0. Two patterns always are, so
     the p-value cannot be below smallest_p = 2 / 2^k. With five seeds or fewer it never reaches 0.05. With one seed, sd
-    and interval are nan. ValueError unless a and b have the same length, 1 to 20.
+    and interval are nan. ValueError unless a and b have the same length, 1 to 20; DataError if a score is not finite.
     """
+    require_finite(np.asarray([*a, *b], dtype=float), "scores")
     differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float) if len(a) == len(b) else np.empty(0)
     k = len(differences)
     if not 1 <= k <= 20:
@@ -147,6 +185,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     The smallest is multiplied by k, the next by k - 1 and so on. Corrected values keep their order and are at most 1.
     """
     p = np.asarray(p_values, dtype=float)
+    require_finite(p, "p-values")
     order = np.argsort(p, kind="stable")
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
@@ -157,8 +196,10 @@ def reliability(labels: np.ndarray, probs: np.ndarray, bins: int = 15) -> pd.Dat
     """Compare accuracy with confidence (the largest probability), in bins of equal width.
 
     labels: (N,). probs: (N,C). Returns one row per bin, which includes its upper end: low, high, n images, their mean
-    confidence and their accuracy (both nan for n = 0).
+    confidence and their accuracy (both nan for n = 0). DataError without images, or if a probability is not finite.
     """
+    require_any(labels)
+    require_finite(probs, "probabilities")
     confidence, correct = probs.max(1), probs.argmax(1) == labels  # (N,) each
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     n = np.bincount(place, minlength=bins)
@@ -189,8 +230,11 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     """Fit the temperature T that minimizes the cross-entropy of softmax(logits / T) (Guo et al. 2017).
 
     labels: (N,). logits: (N,C) of val, because T is fitted and test must stay untouched. A T above 1 means that the
-    network was overconfident. T is searched between 0.05 and 20; it changes no prediction.
+    network was overconfident. T is searched between 0.05 and 20; it changes no prediction. DataError without images, or
+    if a logit is not finite.
     """
+    require_any(labels)
+    require_finite(logits, "logits")
     rows = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
@@ -204,8 +248,12 @@ def summarize(labels: np.ndarray, logits: np.ndarray, has_copy_in_train: np.ndar
 
     labels: (N,). logits: (S,N,7) of S seeds. has_copy_in_train: (N,) bool. Returns n, seeds, accuracy, accuracy_sd
     (over seeds; nan for one), macro_f1, accuracy_no_duplicates, ci_low and ci_high. The interval is a bootstrap over
-    images of the mean accuracy of these seeds. It covers the choice of test images, not the choice of seeds.
+    images of the mean accuracy of these seeds. It covers the choice of test images, not the choice of seeds. DataError
+    without images or seeds, or if a logit is not finite.
     """
+    require_any(labels)
+    require_any(logits, "seeds")
+    require_finite(logits, "logits")
     predicted = logits.argmax(2)  # (S,N)
     hits = predicted == labels  # (S,N)
     hits_per_image = hits.mean(0)  # (N,)

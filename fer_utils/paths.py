@@ -16,35 +16,55 @@ def find_project_root() -> Path:
 PROJECT_ROOT = find_project_root()
 DATA_DIR = PROJECT_ROOT / "data"
 ASSETS = Path(__file__).parent / "assets"
+MY_RUN = "outputs/my_run"  # where notebooks write that are run by hand
 
 
 def project_path(path: str | Path) -> Path:
     """Return an absolute path; a relative path starts at the root of the repository, not at the working directory."""
-    return PROJECT_ROOT / Path(path).expanduser()
+    return PROJECT_ROOT / os.path.expanduser(path)
 
 
 def find_artifact(inputs: str | Path, stage: str, file: str) -> Path:
-    """Find a file that the notebook `stage` saved for later notebooks, such as weights.
+    """Find a file that the notebook `stage` saved for later notebooks, such as weights; arguments as in artifact_paths.
+
+    If the file is in none of the places, this returns the path where it should have been.
+    """
+    paths = artifact_paths(inputs, stage, file)
+    return next((path for path in paths if path.is_file()), paths[1])
+
+
+def artifact_paths(inputs: str | Path, stage: str, file: str) -> list[Path]:
+    """List the places where a file of the notebook `stage` may be, in the order of the search.
 
     inputs: a parameter of every notebook. It is the folder of a manual run, or a folder of published reports. The
     checkpoints of reports/ are in outputs/, those of outputs/sample/reports in outputs/sample/.
 
     The search goes through the folder derived/ of the reports (small files that git tracks, such as landmarks.npz), the
     checkpoints, outputs/my_run, and finally the compact networks of the project in models/, which an installed package
-    has among its assets. If the file is in none of them, this returns the path where it should have been.
+    has among its assets.
     """
     inputs = project_path(inputs)
-    expected = inputs.parent / "outputs" / "checkpoints" / stage
     places = [
         inputs / "derived",
-        expected,
+        inputs.parent / "outputs" / "checkpoints" / stage,
         inputs / "checkpoints",
         inputs.parent / "checkpoints" / stage,
-        PROJECT_ROOT / "outputs" / "my_run" / "checkpoints",
+        project_path(MY_RUN) / "checkpoints",
     ]
     compact = [folder / f"{Path(file).stem}.safetensors" for folder in (PROJECT_ROOT / "models", ASSETS)]
-    paths = [*(place / file for place in places), *compact]
-    return next((path for path in paths if path.is_file()), expected / file)
+    return [*(place / file for place in places), *compact]
+
+
+def choose_inputs(inputs: str, form: str) -> str:
+    """Choose where a notebook looks for results of earlier ones: on the embedded sample, those of profile sample.
+
+    form: of the data that the notebook uses. Only the default, "reports", is replaced, and a line is printed.
+    """
+    of_sample = "outputs/sample/reports"
+    if (inputs, form) != ("reports", "sample") or not project_path(of_sample).is_dir():
+        return inputs
+    print(f"results of earlier notebooks on the sample: {of_sample}")
+    return of_sample
 
 
 def atomic_write(path: Path, data: bytes | memoryview) -> None:

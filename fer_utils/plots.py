@@ -8,8 +8,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
+from fer_utils.cost import pareto_front
 from fer_utils.data.constants import EMOTIONS
 
 # One color per emotion, in the order of FER2013; color-blind readers can tell them apart (Okabe & Ito 2008).
@@ -41,7 +42,7 @@ def plot_faces(images: np.ndarray, titles: list[str] | None = None, columns: int
     for i, (ax, image) in enumerate(zip(axes.flat, images, strict=False)):
         ax.imshow(image.transpose(1, 2, 0) if image.ndim == 3 else image, cmap="gray", vmin=0, vmax=255)
         if titles:
-            ax.set_title(titles[i], fontsize=8, y=1, pad=3)
+            ax.set_title(titles[i], fontsize=8, y=1, pad=3, parse_math=False)  # "$" may be part of a name
     return fig
 
 
@@ -162,3 +163,27 @@ def plot_learning_curves(histories: dict[str, pd.DataFrame], best_epochs: dict[s
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=len(histories), fontsize=8)
     return fig
+
+
+def plot_pareto(table: pd.DataFrame, ax: Axes | None = None) -> Figure:
+    """Draw accuracy on test against cost with intervals, one color per kind, and the Pareto front with its names.
+
+    table: one row per model with the columns kind, model, gmacs, accuracy, ci_low and ci_high.
+    """
+    ax = ax or plt.subplots(figsize=(10, 5.6))[1]
+    colors = ("#595959", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
+    for (kind, part), color in zip(table.groupby("kind", sort=False), colors, strict=False):
+        bars = 100 * np.clip([part.accuracy - part.ci_low, part.ci_high - part.accuracy], 0, None)
+        look = {"fmt": "o", "color": color, "elinewidth": 0.6, "markersize": 5, "label": kind}
+        ax.errorbar(part.gmacs, 100 * part.accuracy, bars, **look)
+    front = pareto_front(table)
+    x, y = front.gmacs, 100 * front.accuracy
+    ax.plot(x, y, drawstyle="steps-post", color="black", lw=1, label="Pareto front")
+    for row in front.itertuples():
+        place = {"xytext": (5, -12), "textcoords": "offset points", "fontsize": 8}
+        ax.annotate(row.model, (row.gmacs, 100 * row.accuracy), **place)
+    ax.set(xscale="log", xlabel="GMACs per image (log)", ylabel="accuracy on test (%)")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.legend(loc="lower right", fontsize=8)
+    return ax.figure

@@ -11,10 +11,12 @@ from torch import nn
 from fer_utils.augment import to_float, warp
 from fer_utils.data.constants import EMOTIONS
 from fer_utils.data.dataset import FaceDataset
-from fer_utils.errors import DataError
+from fer_utils.errors import DataError, TrainingError
+from fer_utils.files import decoding, read_arrays
 
 CROP = 42  # side of the ten crops in pixels; they are enlarged to 48 again
 EDGE = (48 - CROP) / 2
+MAX_LOGITS_BYTES = 100_000_000  # of a file of published logits; eight seeds of FER2013 have 1 MB
 # Test-time augmentation: the views of each face, as (mirrored, pixels to the right, pixels down, zoom).
 VIEWS = {
     "none": [(False, 0, 0, 1)],
@@ -39,9 +41,15 @@ def predict_outputs(
 ) -> np.ndarray:
     """Compute the outputs of a network for images (N,48,48) uint8: (N,...) float32, in evaluation mode and fp32.
 
-    view: one element of a list in VIEWS.
+    view: one element of a list in VIEWS. TrainingError if an output is not finite.
     """
-    return outputs_on_device(model, torch.as_tensor(images), device, batch_size, view).cpu().numpy()
+    outputs = outputs_on_device(model, torch.as_tensor(images), device, batch_size, view).cpu().numpy()
+    bad = int((~np.isfinite(outputs)).reshape(len(outputs), -1).any(1).sum())
+    if bad:
+        raise TrainingError(
+            f"the network gives outputs that are not finite for {bad:,} of {len(outputs):,} images; train it again"
+        )
+    return outputs
 
 
 @torch.inference_mode()
@@ -100,7 +108,10 @@ def predict_logits(
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits of one published model for all its seeds, with the facts that are needed to use them safely."""
+    """Logits of one published model for all its seeds, with the facts that are needed to use them safely.
+
+    DataError if a seed occurs twice, or if logits are not finite or do not fit the seeds.
+    """
 
     val: np.ndarray  # (S,N,7) logits of S seeds, in the row order of the data
     test: np.ndarray  # (S,N,7), likewise
@@ -108,6 +119,18 @@ class Predictions:
     fingerprint: str  # of the data
     spec: dict | None = None  # of the network, see models.build; None for an ensemble
     views: str = "none"  # test-time augmentation, a key of VIEWS
+
+    def __post_init__(self) -> None:
+        """Check seeds and logits."""
+        repeated = [seed for seed in self.seeds if self.seeds.count(seed) > 1]
+        if repeated:
+            raise DataError(f"the predictions have seed {repeated[0]} twice; every seed counts once")
+        for split in ("val", "test"):
+            logits = getattr(self, split)
+            if len(logits) != len(self.seeds):
+                raise DataError(f"the predictions have {split} logits of shape {logits.shape} for seeds {self.seeds}")
+            if not np.isfinite(logits).all():
+                raise DataError(f"the predictions have {split} logits that are not finite; run the notebook again")
 
     def save(self, path: Path) -> None:
         """Write a compressed npz with float16 logits (about 0.5 MB per seed for all of FER2013)."""
@@ -127,22 +150,34 @@ class Predictions:
 def load_predictions(path: Path, dataset: FaceDataset) -> Predictions:
     """Load published logits as float32.
 
-    Raises DataError if the file is missing, or was made on other data or with another class order.
+    Raises DataError if the file is missing or damaged, was made on other data or with another class order, or if its
+    logits do not fit the images of their split.
     """
     if not path.exists():
         raise DataError(f"{path.name} is not in {path.parent}; run the notebook whose number it begins with")
-    with np.load(path) as file:
-        if tuple(file["classes"]) != EMOTIONS:
-            raise DataError(f"{path.name} has the class order {', '.join(file['classes'])}, not {', '.join(EMOTIONS)}")
-        if str(file["fingerprint"]) != dataset.fingerprint:
+    with decoding(f"{path.name} is damaged or holds no predictions", "run the notebook that makes it"):
+        arrays = read_arrays(path, MAX_LOGITS_BYTES)
+        classes, fingerprint = tuple(map(str, arrays["classes"])), str(arrays["fingerprint"])
+        if classes != EMOTIONS:
+            raise DataError(f"{path.name} has the class order {', '.join(classes)}, not {', '.join(EMOTIONS)}")
+        if fingerprint != dataset.fingerprint:
             raise DataError(
-                f"{path.name} was made on other data (fingerprint {file['fingerprint']}, here {dataset.fingerprint})"
+                f"{path.name} was made on other data (fingerprint {fingerprint}, not {dataset.fingerprint})"
             )
-        return Predictions(
-            val=file["val"].astype(np.float32),
-            test=file["test"].astype(np.float32),
-            seeds=tuple(int(seed) for seed in file["seeds"]),
-            fingerprint=dataset.fingerprint,
-            spec=json.loads(str(file["spec"])),
-            views=str(file["views"]),
-        )
+        return _to_predictions(arrays, path.name, dataset)
+
+
+def _to_predictions(arrays: dict[str, np.ndarray], name: str, dataset: FaceDataset) -> Predictions:
+    """Check the shapes of published logits and put them together; an error of any class if they do not fit."""
+    seeds, spec, views = arrays["seeds"].tolist(), json.loads(str(arrays["spec"])), str(arrays["views"])
+    if not (all(isinstance(seed, int) for seed in seeds) and isinstance(spec, dict | None) and views in VIEWS):
+        raise ValueError("its seeds, spec or views are of no known kind")
+    for split in ("val", "test"):
+        expected = (len(seeds), len(dataset.where(split)), len(EMOTIONS))
+        if arrays[split].shape != expected:
+            raise DataError(f"{name} has {split} logits of shape {arrays[split].shape}; this {split} needs {expected}")
+    val, test = (arrays[split].astype(np.float32) for split in ("val", "test"))
+    try:
+        return Predictions(val, test, tuple(seeds), dataset.fingerprint, spec, views)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None

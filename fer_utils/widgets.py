@@ -1,6 +1,6 @@
-"""Interactive panels: figures with controls, long-running work with a Stop button, and the webcam.
+"""Interactive panels: figures with controls, and long-running work with a Stop button.
 
-Only this module imports ipywidgets and anywidget.
+Only this module imports ipywidgets. The page of the demo is a widget of its own, see fer_utils.demo.
 """
 
 import base64
@@ -12,16 +12,11 @@ import threading
 import traceback
 from collections.abc import Callable
 
-import anywidget
-import cv2
 import ipywidgets
 import matplotlib.pyplot as plt
-import numpy as np
-from IPython.display import Image, display
+from IPython.display import display
 from IPython.utils.capture import capture_output
 from matplotlib.figure import Figure
-
-from fer_utils.paths import ASSETS
 
 HEADLESS = "FER_HEADLESS"  # environment variable, set by run_all.sh: no person uses the controls
 
@@ -29,11 +24,6 @@ HEADLESS = "FER_HEADLESS"  # environment variable, set by run_all.sh: no person 
 def is_headless() -> bool:
     """Check whether run_all.sh, not a person, executes the notebook."""
     return bool(os.environ.get(HEADLESS))
-
-
-def is_page() -> bool:
-    """Check whether Voila shows the notebook as a web page, where the visitor waits until all cells have run."""
-    return os.environ.get("SERVER_SOFTWARE", "").startswith("voila/")
 
 
 def explore(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> None:
@@ -140,46 +130,6 @@ def _run_once(run: Callable[..., str | None], controls: dict[str, ipywidgets.Wid
         print(text)
 
 
-def explore_webcam(
-    answer: Callable[..., tuple[np.ndarray, str]], example: np.ndarray, **controls: ipywidgets.Widget
-) -> None:
-    """Show a panel with the live webcam; answer(frame, **values) returns a picture and a line of text for each frame.
-
-    Frames, `example` and pictures are (H,W,3) uint8, RGB. A headless run calls answer once with `example` and raises
-    its errors.
-    """
-    if is_headless():
-        picture, text = answer(example, **_values(controls))
-        print(text)
-        display(Image(to_jpeg(picture), format="jpeg"))
-        return
-    for name, control in controls.items():
-        _label(control, name)
-    display(ipywidgets.VBox([_row(controls), Webcam(lambda frame: answer(frame, **_values(controls)))]))
-
-
-class Webcam(anywidget.AnyWidget):
-    """The camera of the visitor. The browser sends a frame and waits for the answer before it sends the next."""
-
-    _esm = ASSETS / "webcam.js"
-
-    def __init__(self, answer: Callable[[np.ndarray], tuple[np.ndarray, str]]) -> None:
-        """answer: turns a frame (H,W,3) uint8 RGB into a picture of any size and a line of text."""
-        super().__init__()
-        self._answer = answer
-        self.on_msg(self._reply)
-
-    def _reply(self, _: object, content: dict, buffers: list[memoryview]) -> None:
-        """Answer one frame; content identifies the view and the frame, and goes back with the answer."""
-        try:
-            frame = cv2.imdecode(np.frombuffer(buffers[0], np.uint8), cv2.IMREAD_COLOR)
-            picture, text = self._answer(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-            pictures = [to_jpeg(picture)]
-        except Exception as error:  # any error must be visible in the panel, and the next frame may work
-            pictures, text = [], f"{type(error).__name__}: {error}"
-        self.send({**content, "text": text}, pictures)
-
-
 def show_once(figure: Figure) -> None:
     """Display a figure exactly once; the inline backend would show it again at the end of the cell."""
     display(figure)
@@ -210,8 +160,3 @@ def _png(figure: Figure) -> bytes:
     figure.savefig(buffer, format="png", dpi="figure", pil_kwargs={"compress_level": 1})
     plt.close(figure)
     return buffer.getvalue()
-
-
-def to_jpeg(picture: np.ndarray) -> bytes:
-    """Encode a picture (H,W,3) uint8 RGB as JPEG."""
-    return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()

@@ -1,4 +1,4 @@
-"""In a real browser: the webcam alone, the live demo as a page of Voila, and a panel in JupyterLab.
+"""In a real browser: the page of the demo alone, the demo in Voila, and a panel in JupyterLab.
 
 Playwright drives any Chromium or Chrome that is installed; $FER_BROWSER names another one. Without a browser these
 tests are skipped and say so. Screenshots are kept below pytest's folder for the test run, or in $FER_SCREENSHOTS.
@@ -14,6 +14,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlparse
 
 import cv2
 import nbformat
@@ -25,8 +26,10 @@ from PIL import Image
 from test_setup import Machine
 
 from fer_utils import widgets
+from fer_utils.demo.widget import FOLDER
 from fer_utils.models import build_model
 from fer_utils.models.weights import save_weights
+from fer_utils.vision.video import open_video
 
 ROOT = Path(__file__).resolve().parent.parent
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
@@ -133,20 +136,35 @@ def test_nothing_is_installed_without_need_or_right(machine, arguments, variable
     assert not [call for call in machine.calls() if call.startswith("apt-get")]
 
 
-# --- The webcam alone: no kernel, and a model that answers when the test wants it ------------------------------------
+# --- The page alone: no kernel, and a model that answers when the test wants it ---------------------------------------
 
 HARNESS = """
-<!doctype html><title>webcam</title><div id="root"></div><script type="module">
-import widget from "/webcam.js";
-const listeners = new Set();
-window.sent = [];
-window.wait = 50;  // milliseconds until a frame is answered; null: never
-window.reply = (content, bytes) => listeners.forEach((f) => f({ ...content, text: `answer ${content.number}` }, bytes));
+<!doctype html><title>demo</title><link rel="stylesheet" href="/app.css"><div id="root"></div><script type="module">
+import widget from "/widget.js";
+const listeners = new Set(), nothing = new DataView(new ArrayBuffer(0));
+window.sent = [];  // the frames of the camera
+window.wait = 20;  // milliseconds until a frame is answered; null: never
+window.faces = [{ box: [0.1, 0.2, 0.3, 0.4], detectorConfidence: 0.9, probs: [0, 0, 0, 0.9, 0, 0, 0.1] }];
+const picture = await (await fetch("/portrait.jpg")).arrayBuffer();
+const network = { id: "baseline_cnn", title: "baseline_cnn", about: "Right for 62 % of 9 images", heatMap: true };
+window.reply = (content, buffers = []) => listeners.forEach((f) => f(content, buffers));
+const answers = {
+  open: ({ id }) => {
+    if (window.noNetwork) return window.reply({ id, networks: [], notice: "Run notebook 04", examples: [] });
+    window.reply({ id, networks: [network], notice: "", examples: ["one", "two"] }, [picture, picture]);
+  },
+  predict: ({ id, name }) => {
+    if (name === "notes.jpg") return window.reply({ id, error: "notes.jpg is not an image" });
+    const crops = new DataView(new ArrayBuffer(2304 * window.faces.length));
+    window.reply({ id, ms: 5, faces: window.faces }, [crops, nothing, new DataView(picture)]);
+  },
+};
 const model = {
   on: (_, f) => listeners.add(f), off: (_, f) => listeners.delete(f),
-  send: (content, _, [bytes]) => {
-    window.sent.push({ ...content, at: performance.now(), size: bytes.byteLength });
-    if (window.wait !== null) setTimeout(() => window.reply(content, [new DataView(bytes)]), window.wait);
+  send: (content, _, buffers) => {
+    if (content.live) window.sent.push({ ...content, at: performance.now(), size: buffers[0].byteLength });
+    const wait = content.live ? window.wait : 0;
+    if (wait !== null) setTimeout(() => answers[content.kind](content), wait);
   },
 };
 window.listening = () => listeners.size;
@@ -157,24 +175,35 @@ const open = navigator.mediaDevices?.getUserMedia.bind(navigator.mediaDevices);
 if (open) navigator.mediaDevices.getUserMedia = async (wanted) => (window.stream = await open(wanted));
 """
 STATE = "window.stream.getTracks().map((track) => track.readyState)"
+PORTRAIT = Path(get_sample_data("grace_hopper.jpg", asfileobj=False))
+TYPES = {"js": "text/javascript", "css": "text/css", "jpg": "image/jpeg"}
+
+
+def serve_file(route):
+    """Answer with a file of the demo, the portrait, or the page that holds the widget."""
+    name = Path(urlparse(route.request.url).path).name
+    file = PORTRAIT if name == "portrait.jpg" else FOLDER / name
+    if name and file.is_file():
+        route.fulfill(body=file.read_bytes(), content_type=TYPES[name.split(".")[-1]])
+    else:
+        route.fulfill(body=HARNESS, content_type="text/html")
 
 
 @pytest.fixture
-def camera_page(launch):
-    """A function that opens a page with nothing but the webcam."""
+def open_demo(launch, fake_camera):
+    """A function that opens a page with nothing but the demo."""
     with contextlib.ExitStack() as contexts:
 
-        def open_page(*options, address="http://localhost/", allowed=True, script=REMEMBER_STREAM):
-            context = launch(*options).new_context(permissions=["camera"] if allowed else [])
+        def open_page(address="http://localhost/", allowed=True, script=REMEMBER_STREAM, tab="Webcam"):
+            context = launch(*fake_camera).new_context(permissions=["camera"] if allowed else [])
             contexts.callback(context.close)
             page = context.new_page()
             page.set_default_timeout(60_000)
-            source = (Path(widgets.__file__).parent / "assets" / "webcam.js").read_text(encoding="utf-8")
-            page.route("**/*", lambda route: route.fulfill(body=HARNESS, content_type="text/html"))
-            page.route("**/webcam.js", lambda route: route.fulfill(body=source, content_type="text/javascript"))
+            page.route("**/*", serve_file)
             page.add_init_script(script)
             page.goto(address)
-            button(page, "Start camera").wait_for()
+            if tab:
+                page.get_by_role("tab", name=tab).click()
             return page
 
         yield open_page
@@ -192,68 +221,105 @@ def wait_for_frames(page, n):
     page.wait_for_function(f"window.sent.length >= {n}")
 
 
-def test_next_frame_is_sent_only_after_the_last_answer(camera_page, fake_camera, keep):
-    page = camera_page(*fake_camera)
-    page.evaluate("window.wait = null")
-    press_start(page)
-    wait_for_frames(page, 1)
-    page.wait_for_timeout(1500)
-    assert page.evaluate("window.sent.length") == 1, "frames pile up while the kernel is busy"
-    page.evaluate("window.wait = 300; window.reply(window.sent[0], [])")
-    wait_for_frames(page, 5)
-    sent = page.evaluate("window.sent")
-    gaps = np.diff([frame["at"] for frame in sent[1:]])
-    assert [frame["number"] for frame in sent] == list(range(1, len(sent) + 1))
-    assert gaps.min() >= 299 and all(frame["size"] > 2000 for frame in sent)
-    page.wait_for_function("document.querySelector('img').naturalWidth === 640")
-    assert page.get_by_role("status").inner_text().startswith("answer ")
+def camera_message(page):
+    return page.locator("[data-part=cameraStatus]")
+
+
+def test_photos_become_cards_and_a_bad_one_loses_no_other(open_demo, tmp_path, keep):
+    page = open_demo(tab="Photo")
+    page.locator(".card strong", has_text="happy").wait_for()
+    assert page.locator(".box").inner_text() == "happy 90 %" and page.locator(".card").count() == 1
+    assert page.locator(".card li").all_inner_texts()[3].split("\n") == ["happy", "90 %"]
+    page.evaluate("window.faces = [window.faces[0], { ...window.faces[0], detectorConfidence: null }]")
+    (tmp_path / "notes.jpg").write_text("no image")
+    (tmp_path / "family.png").write_bytes(PORTRAIT.read_bytes())
+    page.locator("[data-part=photoFile]").set_input_files([tmp_path / "notes.jpg", tmp_path / "family.png"])
+    page.get_by_text("notes.jpg is not an image").wait_for()
+    assert page.locator(".card").count() == page.locator(".box").count() == 0, "an old answer is not shown"
+    button(page, "family.png").click()
+    page.get_by_text("2 faces").wait_for()
+    assert page.locator(".box").all_inner_texts() == ["1\nhappy", "2\nhappy"]
+    assert "no face detector" in page.locator(".card").last.inner_text()
     keep(page)
 
 
-def test_answers_to_others_and_late_ones_are_ignored(camera_page, fake_camera):
-    page = camera_page(*fake_camera)
+def test_without_a_network_there_is_an_instruction_and_nothing_to_play_with(open_demo):
+    page = open_demo(tab=None, script="window.noNetwork = true;")
+    page.get_by_text("Run notebook 04").wait_for()
+    assert page.get_by_role("tab").count() == page.get_by_role("button").count() == 0
+
+
+def test_everything_can_be_reached_by_keyboard(open_demo):
+    page = open_demo(tab="Photo")
+    page.locator(".card").wait_for()
+    page.get_by_role("combobox", name="Network").focus()
+    reached = []
+    for _ in range(5):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.textContent || document.activeElement.dataset.part"))
+    assert reached == ["heatMap", "Photo", "Choose photos", "one", "two"]
+    page.keyboard.press("Enter")
+    assert button(page, "two").get_attribute("aria-current") == "true"
+    page.get_by_role("tab", name="Photo").focus()
+    page.keyboard.press("ArrowLeft")
+    assert page.get_by_role("tab", name="Video").get_attribute("aria-selected") == "true"
+    assert page.get_by_role("tabpanel").count() == 1
+
+
+def test_next_frame_is_sent_only_after_the_last_answer(open_demo, keep):
+    page = open_demo()
     page.evaluate("window.wait = null")
     press_start(page)
     wait_for_frames(page, 1)
+    page.evaluate("window.reply({ ...window.sent[0], id: 'of another view', faces: [] })")
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.sent.length") == 1, "frames pile up while the kernel is busy"
     page.evaluate(
-        "window.reply({ view: 'another', number: 1 }, []); window.reply({ ...window.sent[0], number: 0 }, [])"
+        "window.wait = 200; window.reply({ ...window.sent[0], faces: [], ms: 1 }, [new DataView(new ArrayBuffer(0))])"
     )
-    page.wait_for_timeout(300)
-    assert page.evaluate("window.sent.length") == 1 and "answer" not in page.get_by_role("status").inner_text()
+    wait_for_frames(page, 5)
+    sent = page.evaluate("window.sent")
+    assert np.diff([frame["at"] for frame in sent[1:]]).min() >= 199
+    assert all(frame["size"] > 2000 for frame in sent)
+    assert re.match(r"\d+ frames/s · 5 ms each", page.locator(".speed").inner_text())
+    left = page.locator("[data-part=webcam] .box").evaluate("box => parseFloat(box.style.left)")
+    assert left == pytest.approx(60), "boxes are mirrored as the camera is"
+    keep(page)
 
 
 ENDINGS = {
-    "Stop pressed": "[...document.querySelectorAll('button')].at(-1).click()",
+    "Stop pressed": "document.querySelector('[data-part=cameraButton]').click()",
+    "other tab": "document.querySelector('[role=tab]').click()",
     "output cleared": "window.cleanup()",
     "page left": "window.dispatchEvent(new PageTransitionEvent('pagehide'))",
 }
 
 
 @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
-def test_camera_is_released(camera_page, fake_camera, ending):
-    page = camera_page(*fake_camera)
+def test_camera_is_released(open_demo, ending):
+    page = open_demo()
     press_start(page)
     wait_for_frames(page, 2)
     assert page.evaluate(STATE) == ["live"]
     page.evaluate(ending)
-    assert page.evaluate(STATE) == ["ended"] and not page.locator("img").is_visible()
+    assert page.evaluate(STATE) == ["ended"] and page.locator("[data-part=webcam] .card").count() == 0
     sent = page.evaluate("window.sent.length")
-    page.wait_for_timeout(300)
+    page.wait_for_timeout(200)
     assert page.evaluate("window.sent.length") <= sent
-    assert page.evaluate("window.listening()") == (1 if "click" in ending else 0)
+    assert page.evaluate("window.listening()") == (0 if "cleanup" in ending else 1)
 
 
-def test_camera_is_released_when_it_opens_after_the_page_was_left(camera_page, fake_camera):
-    page = camera_page(*fake_camera)
+def test_camera_is_released_when_it_opens_after_the_page_was_left(open_demo):
+    page = open_demo()
     press_start(page)
     page.evaluate("window.cleanup()")
     page.wait_for_function(f"window.stream && {STATE}[0] === 'ended'")
     assert page.evaluate("window.sent.length") == 0
 
 
-def test_camera_is_released_when_the_kernel_is_silent(camera_page, fake_camera):
+def test_camera_is_released_when_the_kernel_is_silent(open_demo):
     patience = "const wait = window.setTimeout; window.setTimeout = (f, ms) => wait(f, ms === 20000 ? 400 : ms);"
-    page = camera_page(*fake_camera, script=REMEMBER_STREAM + patience)
+    page = open_demo(script=REMEMBER_STREAM + patience)
     page.evaluate("window.wait = null")
     press_start(page)
     page.get_by_text("The kernel has not answered").wait_for()
@@ -264,20 +330,20 @@ def refuse(name):
     return f"navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', '{name}'));"
 
 
-def test_four_reasons_for_no_camera_have_four_messages(camera_page, fake_camera, keep):
+def test_four_reasons_for_no_camera_have_four_messages(open_demo, keep):
     pages = {
-        "denied": camera_page(*fake_camera, allowed=False),
-        "busy": camera_page(*fake_camera, script=refuse("NotReadableError")),
-        "absent": camera_page(*fake_camera, script=refuse("NotFoundError")),
-        "insecure": camera_page(*fake_camera, address="http://demo.example/", allowed=False),
+        "denied": open_demo(allowed=False),
+        "busy": open_demo(script=refuse("NotReadableError")),
+        "absent": open_demo(script=refuse("NotFoundError")),
+        "insecure": open_demo(address="http://demo.example/", allowed=False),
     }
     messages = {}
     for reason, page in pages.items():
         press_start(page)
-        page.get_by_text("Uploading images still works").wait_for()
-        messages[reason] = page.get_by_role("status").inner_text()
-        keep(page, f"_{reason}")
+        page.get_by_text("Photos still work").wait_for()
+        messages[reason] = camera_message(page).inner_text()
         assert button(page, "Start camera").is_enabled(), "it can be tried again"
+    keep(page)
     expected = {"denied": "not allowed", "busy": "another program", "absent": "No camera", "insecure": "https"}
     assert {reason: text in messages[reason] for reason, text in expected.items()} == dict.fromkeys(expected, True)
     assert len(set(messages.values())) == 4
@@ -286,20 +352,13 @@ def test_four_reasons_for_no_camera_have_four_messages(camera_page, fake_camera,
 # --- The notebook, in Voila and in JupyterLab -------------------------------------------------------------------------
 
 
-def write_notebook(path, inputs, last=None):
-    """Notebook 09 with the sample data; with `last` only up to the cell that calls the function of this name."""
-    notebook = json.loads((ROOT / "notebooks" / "09_live_demo.ipynb").read_text(encoding="utf-8"))
-    values = {"data": "sample", "device": "cpu", "inputs": str(inputs), "out": str(path.parent / "out")}
-    values |= {"crop_images": 14, "repeats": 2}
-    kept = []
-    for cell in notebook["cells"]:
-        source = "".join(cell["source"])
-        if "parameters" in cell["metadata"].get("tags", []):
-            cell["source"] = source + "\n" + "\n".join(f"{name} = {value!r}" for name, value in values.items())
-        kept.append(cell)
-        if last and cell["cell_type"] == "code" and re.search(rf"^{last}\(", source, re.MULTILINE):
-            break
-    path.write_text(json.dumps(notebook | {"cells": kept}), encoding="utf-8")
+def write_notebook(path, inputs, extra=""):
+    """The notebook of the demo, with the networks in a folder; extra: code that runs before."""
+    notebook = nbformat.read(ROOT / "notebooks" / "demo.ipynb", as_version=4)
+    code = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert "Demo()" in code.source
+    code.source = extra + code.source.replace("Demo()", f"Demo({str(inputs)!r}, 'cpu')")
+    nbformat.write(notebook, path)
     return path
 
 
@@ -352,13 +411,15 @@ def wait_for_port(process, port, log):
 
 
 @pytest.fixture
-def voila(tmp_path):
-    """A function that serves a notebook as Voila does from the project's folder, but for the options given."""
+def voila(monkeypatch):
+    """A function that serves a notebook as run_demo.sh does, but for the options given."""
     pytest.importorskip("voila")
     with contextlib.ExitStack() as servers:
 
         def start(notebook, *options):
             shutil.copy(ROOT / "voila.json", notebook.parent)
+            paths = [str(FOLDER / "page"), os.environ.get("JUPYTER_PATH")]
+            monkeypatch.setenv("JUPYTER_PATH", os.pathsep.join(filter(None, paths)))
             return servers.enter_context(serve("voila", notebook.name, "--no-browser", *options, cwd=notebook.parent))
 
         yield start
@@ -383,51 +444,41 @@ def visit(launch, fake_camera):
         yield go
 
 
-def panel_of(page, text):
-    """The panel that contains a text."""
-    return page.locator(".widget-vbox").filter(has=page.get_by_text(text)).last
-
-
-def upload(page, *files):
-    with page.expect_file_chooser() as chooser:
-        button(page, "Upload images").click()
-    chooser.value.set_files(files)
-
-
-def wait_for_change(figure, before):
-    """Wait until an image on the page is another one than before."""
-    deadline = time.monotonic() + NOTEBOOK_SECONDS
-    while figure.get_attribute("src") == before:
-        assert time.monotonic() < deadline, "the figure has not changed"
-        time.sleep(0.2)
-
-
-def test_voila_uploads_webcam_and_video(voila, visit, networks, portrait, tmp_path, keep):
-    page = visit(voila(write_notebook(tmp_path / "demo.ipynb", networks)).address)
-    button(page, "Start camera").wait_for()
+def test_voila_photo_webcam_and_video(voila, visit, networks, portrait, tmp_path, keep):
+    page = visit(voila(write_notebook(tmp_path / "demo.ipynb", networks), "--template=demo").address)
+    elsewhere = []
+    page.on("request", lambda request: elsewhere.append(request.url))
+    page.reload(wait_until="domcontentloaded")
+    page.get_by_text("1 face,").wait_for()
     keep(page, "_begin")
+    assert not [url for url in elsewhere if not re.match(r"(https?|wss?)://localhost:|blob:|data:", url)]
 
     family = tmp_path / "family.png"
     Image.fromarray(np.hstack([portrait, portrait[:, ::-1]])).save(family)
-    (tmp_path / "notes.jpg").write_text("no image")
-    figure = panel_of(page, "Upload images").locator("img").last
-    before = figure.get_attribute("src")
-    upload(page, family, tmp_path / "notes.jpg")
-    page.get_by_text("notes.jpg is not an image that can be read here").wait_for()
-    wait_for_change(figure, before)
-    figure.scroll_into_view_if_needed()
-    keep(page, "_upload")
+    page.locator("[data-part=photoFile]").set_input_files(family)
+    page.get_by_text("2 faces,").wait_for()
+    keep(page, "_photo")
 
-    button(page, "Start camera").click()
-    page.get_by_text(re.compile(r"^1 face, \d+ ms$")).wait_for()
-    page.locator(".fer-webcam img").scroll_into_view_if_needed()
+    page.get_by_role("tab", name="Webcam").click()
+    press_start(page)
+    page.get_by_text(re.compile(r"^\d+ frames/s")).wait_for()
     keep(page, "_webcam")
     button(page, "Stop camera").click()
     page.get_by_text("The camera is off.").wait_for()
 
-    button(page, "Annotate the video").click()
-    page.get_by_text(re.compile(r"^45 frames, written to .*clip_smooth.webm and clip_smooth.csv$")).wait_for()
-    page.get_by_text("45 frames, written to").scroll_into_view_if_needed()
+    film = tmp_path / "film.webm"
+    writer = open_video(film, 15, (640, 480))
+    for _ in range(8):
+        writer.write(cv2.cvtColor(cv2.copyMakeBorder(portrait[:480], 0, 0, 64, 64, cv2.BORDER_CONSTANT), 4))
+    writer.release()
+    page.get_by_role("tab", name="Video").click()
+    page.locator("[data-part=videoFile]").set_input_files(film)
+    page.get_by_text("film.webm: 8 frames").wait_for()
+    page.locator("[data-part=video] .card").wait_for()
+    with page.expect_download() as download:
+        page.get_by_text("Download the CSV").click()
+    assert download.value.suggested_filename == "film_faces.csv"
+    assert Path(download.value.path()).read_text().count("\n") == 9
     keep(page, "_video")
 
 
@@ -448,43 +499,26 @@ def test_voila_stops_a_kernel_soon_after_its_page_is_closed(voila, visit, tmp_pa
     assert not server.works(), "the kernel outlives its page"
 
 
-def test_voila_camera_denied_and_upload_still_works(voila, visit, networks, portrait, tmp_path, keep):
-    notebook = write_notebook(tmp_path / "demo.ipynb", networks, last="explore_webcam")
-    page = visit(voila(notebook).address, allowed=False)
-    button(page, "Start camera").click()
-    page.get_by_text("The browser was not allowed to use the camera").wait_for()
-    keep(page)
-    Image.fromarray(portrait).save(tmp_path / "one.png")
-    figure = panel_of(page, "Upload images").locator("img").last
-    before = figure.get_attribute("src")
-    upload(page, tmp_path / "one.png")
-    wait_for_change(figure, before)
-
-
-def test_voila_without_networks_gives_an_instruction(voila, visit, tmp_path, keep):
-    page = visit(voila(without_networks(write_notebook(tmp_path / "demo.ipynb", tmp_path))).address)
-    page.get_by_text("There is no trained network yet").first.wait_for()
-    keep(page)
-    assert button(page, "Start camera").count() == 0, "nothing to play with before there is a network"
-
-
-def without_networks(notebook):
-    """The same notebook, blind to the networks of this project."""
-    content = json.loads(notebook.read_text(encoding="utf-8"))
-    cell = next(cell for cell in content["cells"] if "load_classifiers(" in "".join(cell["source"]))
-    cell["source"] = "classifiers.FILES = {}\n" + "".join(cell["source"])
-    notebook.write_text(json.dumps(content), encoding="utf-8")
-    return notebook
-
-
 def test_voila_stops_kernels_that_nobody_looks_at():
     settings = json.loads((ROOT / "voila.json").read_text())["MappingKernelManager"]
     assert 0 < settings["cull_idle_timeout"] <= 600 and 0 < settings["cull_interval"] <= settings["cull_idle_timeout"]
     assert not settings.get("cull_connected"), "a page that is being looked at keeps its kernel"
 
 
-def test_jupyterlab_runs_the_notebook_and_its_panels_answer(visit, networks, tmp_path, keep):
-    write_notebook(tmp_path / "demo.ipynb", networks, last="explore_webcam")
+PANEL = """\
+import ipywidgets
+import matplotlib.pyplot as plt
+from fer_utils.widgets import explore
+
+def draw(on):
+    return plt.figure(figsize=(1 + on, 1))
+
+explore(draw, on=ipywidgets.Checkbox(description="wide"))
+"""
+
+
+def test_jupyterlab_shows_the_demo_and_its_panels_answer(visit, networks, tmp_path, keep):
+    write_notebook(tmp_path / "demo.ipynb", networks, extra=PANEL)
     options = ("--no-browser", "--allow-root", "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}")
     with serve("jupyterlab", *options, cwd=tmp_path) as server:
         page = visit(f"{server.address}/lab/tree/demo.ipynb?reset")
@@ -493,18 +527,25 @@ def test_jupyterlab_runs_the_notebook_and_its_panels_answer(visit, networks, tmp
         page.get_by_text(re.compile(r"^(?!No Kernel).+ \| Idle$")).wait_for()
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
-        panel = panel_of(page, "Grad-CAM overlay")
+        panel = page.locator(".widget-vbox").filter(has=page.get_by_text("wide")).last
         panel.wait_for()
         figure = panel.locator("img").last
         figure.wait_for()
-        figure.scroll_into_view_if_needed()
-        keep(page, "_before")
         before = figure.get_attribute("src")
         panel.locator("input[type=checkbox]").focus()
         page.keyboard.press("Space")  # controls can be worked by keyboard
         wait_for_change(figure, before)
-        keep(page, "_after")
-        button(page, "Start camera").click()
-        page.get_by_text(re.compile(r"^1 face, \d+ ms$")).wait_for()
-        page.locator(".fer-webcam img").scroll_into_view_if_needed()
-        keep(page, "_webcam")
+        page.get_by_text("1 face,").wait_for()
+        page.get_by_role("tab", name="Webcam").click()
+        press_start(page)
+        page.get_by_text(re.compile(r"^\d+ frames/s")).wait_for()
+        page.locator(".fer-demo .stage").nth(1).scroll_into_view_if_needed()
+        keep(page)
+
+
+def wait_for_change(figure, before):
+    """Wait until an image on the page is another one than before."""
+    deadline = time.monotonic() + NOTEBOOK_SECONDS
+    while figure.get_attribute("src") == before:
+        assert time.monotonic() < deadline, "the figure has not changed"
+        time.sleep(0.2)

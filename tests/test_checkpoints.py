@@ -1,18 +1,21 @@
 """Files of weights and of runs: they come back whole, and what does not fit or is not safe is refused."""
 
+import json
 import os
 import pickle
+import zipfile
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from fer_utils.augment import Augment
 from fer_utils.data import constants
 from fer_utils.errors import TrainingError
 from fer_utils.models import build_model, weights
-from fer_utils.models.weights import load_classifier, load_weights, save_weights
+from fer_utils.models.weights import load_backbone, load_classifier, load_weights, save_compact, save_weights
 from fer_utils.training import TrainConfig
 from fer_utils.training.checkpoints import checkpoint_file, read_checkpoint, write_checkpoint
 
@@ -58,7 +61,7 @@ def test_classifier_is_rebuilt_from_its_file_alone(tmp_path, options):
 
 def test_file_of_something_else_is_no_classifier(tmp_path):
     save_weights(Small(), tmp_path / "small.pt")
-    with pytest.raises(TrainingError, match=r"cannot be built here .*no architecture 'Small'"):
+    with pytest.raises(TrainingError, match=r"cannot be used here .*no architecture 'Small'"):
         load_classifier(tmp_path / "small.pt")
 
 
@@ -75,13 +78,100 @@ class Evil:
 def test_malicious_pickle_is_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("CANARY", str(tmp_path / "was_run"))
     (tmp_path / "evil.pt").write_bytes(pickle.dumps({"weights": Evil()}, protocol=2))
-    with pytest.raises(TrainingError, match="missing or damaged"):
+    with pytest.raises(TrainingError, match="is damaged"):
         load_weights(Small(), tmp_path / "evil.pt")
     torch.save({"weights": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(TrainingError, match="missing or damaged"):
+    with pytest.raises(TrainingError, match="is damaged"):
         load_weights(Small(), tmp_path / "evil.pt")
     assert read_checkpoint(tmp_path / "evil.pt") is None
     assert not (tmp_path / "was_run").exists()
+
+
+# ---- Files that lie ----
+
+
+def lie(**changes):
+    """A state of save_weights of a baseline CNN with some entries replaced."""
+    model = build_model("baseline_cnn")
+    return {"spec": model.spec, "classes": list(constants.EMOTIONS), "weights": model.state_dict()} | changes
+
+
+LIES = {
+    "a list": [1, 2],
+    "spec is a list": lie(spec=[]),
+    "spec is empty": lie(spec={}),
+    "options are a list": lie(spec={"name": "baseline_cnn", "options": [1]}),
+    "name is a list": lie(spec={"name": ["x"], "options": {}}),
+    "an option is text": lie(spec={"name": "small_resnet", "options": {"width": "wide"}}),
+    "an option is negative": lie(spec={"name": "small_resnet", "options": {"width": -5}}),
+    "a network of terabytes": lie(spec={"name": "small_resnet", "options": {"width": 10**7}}),
+    "classes is None": lie(classes=None),
+    "classes are of two kinds": lie(classes=[1, None]),
+    "weights is None": lie(weights=None),
+    "weights are text": lie(weights={"features.0.weight": "x"}),
+    "no weights": lie(weights={}),
+    "names of weights are numbers": lie(weights={1: torch.zeros(2)}),
+    "an option is a tensor": lie(spec={"name": "baseline_cnn", "options": {"num_classes": torch.zeros(3)}}),
+    "sparse weights": lie(weights={k: t.to_sparse() for k, t in build_model("baseline_cnn").state_dict().items()}),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("state", LIES.values(), ids=LIES)
+def test_a_file_that_lies_about_its_content_is_refused_by_name(tmp_path, state):
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(TrainingError, match=r"model\.pt"):
+        load_classifier(tmp_path / "model.pt")
+    for load, model in ((load_weights, "baseline_cnn"), (load_backbone, "resnet18")):
+        with pytest.raises(TrainingError, match=r"model\.pt"):
+            load(build_model(model), tmp_path / "model.pt")
+
+
+COMPACT_LIES = {
+    "not JSON": {"spec": "{", "classes": "[]"},
+    "nested without end": {"spec": "[" * 100_000, "classes": "[]"},
+    "spec is a number": {"spec": "7", "classes": "[]"},
+    "no classes": {"spec": json.dumps({"name": "baseline_cnn", "options": {}})},
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("about", COMPACT_LIES.values(), ids=COMPACT_LIES)
+def test_a_compact_file_that_lies_is_refused_by_name(tmp_path, about):
+    save_file(build_model("baseline_cnn").state_dict(), tmp_path / "model.safetensors", metadata=about)
+    with pytest.raises(TrainingError, match=r"model\.safetensors is damaged"):
+        load_classifier(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("save, name", [(save_weights, "model.pt"), (save_compact, "model.safetensors")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, save, name, value):
+    model = build_model("resnet18", stem="stride2")
+    with torch.no_grad():
+        model.backbone.layer1[0].bn1.running_var[3] = value
+    save(model, tmp_path / name)
+    for load in (load_classifier, lambda path: load_backbone(build_model("resnet18", stem="stride2"), path)):
+        with pytest.raises(TrainingError, match=r"weights that are not finite.*layer1\.0\.bn1\.running_var"):
+            load(tmp_path / name)
+
+
+@pytest.mark.timeout(60)
+def test_a_compressed_checkpoint_is_refused_as_a_bomb(tmp_path):
+    save_weights(build_model("baseline_cnn"), tmp_path / "model.pt")
+    with zipfile.ZipFile(tmp_path / "model.pt") as given, zipfile.ZipFile(tmp_path / "bomb.pt", "w") as bomb:
+        for member in given.infolist():
+            bomb.writestr(member.filename, given.read(member), zipfile.ZIP_DEFLATED)
+    with pytest.raises(TrainingError, match=r"bomb\.pt is damaged \(it is compressed"):
+        load_classifier(tmp_path / "bomb.pt")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_a_pipe_in_the_place_of_weights_is_refused(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(TrainingError, match="is a pipe"):
+        load_classifier(tmp_path / name)
+    assert read_checkpoint(tmp_path / name) is None
 
 
 # ---- States of a run ----

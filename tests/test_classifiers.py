@@ -8,7 +8,7 @@ from fer_utils import cam, classifiers, paths
 from fer_utils.augment import to_float
 from fer_utils.classifiers import FILES
 from fer_utils.models import build_model
-from fer_utils.models.weights import save_weights
+from fer_utils.models.weights import save_compact, save_weights
 from fer_utils.predict import predict_logits
 
 CROPS = np.random.default_rng(0).integers(0, 256, (5, 48, 48)).astype(np.uint8)
@@ -64,7 +64,36 @@ def test_damaged_files_and_other_networks_are_left_out_and_named(leave, tmp_path
     assert classifiers.load_classifiers("reports") == {}
     said = capsys.readouterr().out
     assert "baseline_cnn is left out" in said and "holds a landmark_net" in said
-    assert "best_resnet18 is left out" in said and "is missing or damaged" in said
+    assert "best_resnet18 is left out" in said and "is damaged" in said
+
+
+def by_hand(tmp_path, data):
+    """A network that a run by hand has left in outputs/my_run."""
+    model = build_model("baseline_cnn")
+    model.origin = {"data": data, "train_images": 700, "val_images": 154, "val": 0.5, "date": "2026-01-31"}
+    save_weights(model, tmp_path / "outputs" / "my_run" / "checkpoints" / "baseline_cnn_seed0.pt")
+    return model
+
+
+@pytest.mark.parametrize("data, inputs, used", [("sample", "reports", False), ("csv", "reports", True)])
+def test_a_run_by_hand_on_the_sample_does_not_replace_what_was_trained_on_faces(tmp_path, data, inputs, used):
+    shipped = build_model("baseline_cnn")
+    save_compact(shipped, tmp_path / "models" / "baseline_cnn_seed0.safetensors")
+    mine = by_hand(tmp_path, data)
+    found = classifiers.load_classifiers(inputs, names=["baseline_cnn"])["baseline_cnn"]
+    expected = mine if used else shipped
+    assert np.allclose(predict_logits(found, CROPS), predict_logits(expected, CROPS), atol=1e-2)
+    asked_for = classifiers.load_classifiers("outputs/my_run", names=["baseline_cnn"])["baseline_cnn"]
+    assert np.allclose(predict_logits(asked_for, CROPS), predict_logits(mine, CROPS))
+
+
+def test_a_network_says_what_it_was_trained_on(tmp_path):
+    by_hand(tmp_path, "sample")
+    found = classifiers.load_classifiers("outputs/my_run", names=["baseline_cnn"])["baseline_cnn"]
+    said = "trained on the embedded sample (700 images, 2026-01-31); right for 50.0 % of 154 validation images"
+    assert classifiers.describe_origin(found) == said
+    found.origin = {}
+    assert classifiers.describe_origin(found) == "its training was not recorded"
 
 
 def test_faces_of_one_batch_get_the_answers_they_would_get_alone():

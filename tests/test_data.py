@@ -1,7 +1,11 @@
 """Everything that people really have as FER2013, whole or broken, on data sets of 42 images made on the spot."""
 
+import contextlib
 import io
 import os
+import shutil
+import socket
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -255,12 +259,12 @@ def test_bad_pixels_are_refused_and_never_wrapped(tmp_path, pixel, position):
     assert f"1 row has a pixel that is not a whole number from 0 to 255 (for example {pixel!r}): row 5," in message
 
 
-@pytest.mark.parametrize("label", ["7", "-1", "", " ", "happy", "3.0"])
+@pytest.mark.parametrize("label", ["7", "-1", "", " ", "happy", "3.0", "0_3", "+3", "\u0663", "9" * 5000])
 def test_bad_labels_are_refused(tmp_path, label):
     rows = tiny_rows()
     rows[9][0] = label
     message = refusal(write_csv(tmp_path / "fer2013.csv", rows))
-    assert f"1 row has a label that is not a whole number from 0 to 6 (for example {label!r}): row 9," in message
+    assert f"1 row has a label that is not a whole number from 0 to 6 (for example {label[:20]!r}): row 9," in message
 
 
 def test_usage_in_other_case_or_with_blanks_is_accepted(tmp_path):
@@ -316,6 +320,17 @@ def test_what_is_often_saved_as_fer2013_csv_is_recognized(tmp_path, content, exp
 def test_endless_csv_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "MAX_TOTAL_BYTES", 100_000)
     assert "so it is not FER2013" in refusal(write_csv(tmp_path / "fer2013.csv", tiny_rows()))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("line", ["x\n", "\n", "0,1 2 3,Training\n"])
+def test_short_lines_without_end_are_stopped_early(tmp_path, line):
+    bomb = f"emotion,pixels,Usage\n{line * 300_000}".encode()
+    path = write_zip(tmp_path / "archive.zip", {"fer2013.csv": bomb})
+    del bomb
+    start = time.thread_time()
+    assert "holds more than 100,000 lines, so it is not FER2013" in refusal(path)
+    assert time.thread_time() - start < 5, "seconds"
 
 
 # --- Incomplete or unusual data ---------------------------------------------------------------------------------------
@@ -381,7 +396,7 @@ def test_zip_bomb_is_refused(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(readers, limit, 100_000)
     bomb = {"train/angry/0.jpg": encode(tiny_faces()[0][2]) + bytes(200_000)}
     message = refusal(write_zip(tmp_path / "archive.zip", tiny_files() | bomb))
-    assert message.startswith("archive.zip/train/angry/0.jpg unpacks to far more than FER2013 can hold")
+    assert message.startswith("archive.zip/train/angry/0.jpg holds far more bytes than")
 
 
 def test_zip_that_lies_about_a_size_is_refused(tmp_path):
@@ -391,6 +406,14 @@ def test_zip_that_lies_about_a_size_is_refused(tmp_path):
     directory = path.read_bytes().replace(size.to_bytes(4, "little"), (size // 2).to_bytes(4, "little"))
     path.write_bytes(directory)
     assert "cannot be read (Bad CRC-32" in refusal(path)
+
+
+@pytest.mark.parametrize("again", ["train/angry/Training_0000.jpg", "train\\angry\\Training_0000.jpg"])
+def test_zip_with_a_file_twice_is_refused(tmp_path, again):
+    path = write_zip(tmp_path / "archive.zip", tiny_files())
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning) if "/" in again else contextlib.nullcontext():
+        archive.writestr(again, b"another")
+    assert "archive.zip holds 'train/angry/Training_0000.jpg' twice" in refusal(path)
 
 
 def test_image_of_huge_size_is_refused_before_it_is_decoded(tmp_path):
@@ -471,7 +494,134 @@ def test_unreadable_file_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(readers, "read_source", deny)
-    assert refusal(path) == f"{path} cannot be read (Permission denied); check its permissions"
+    assert refusal(path) == f"{path} cannot be read (Permission denied); check that it exists and may be read"
+
+
+# --- Not files, too large, not readable -------------------------------------------------------------------------------
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(path.parent)  # the path of a socket may have 107 bytes at most
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path.name)
+    os.chdir(here)
+
+
+def link_to_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def link_to_pipe(path: Path) -> None:
+    os.mkfifo(path.with_name("pipe"))
+    path.symlink_to(path.with_name("pipe"))
+
+
+NOT_FILES = {make_pipe: "a pipe", link_to_pipe: "a pipe", make_socket: "a socket", link_to_device: "a device"}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("make, kind", NOT_FILES.items())
+def test_what_is_no_file_is_refused_by_its_kind_and_never_opened(tmp_path, make, kind):
+    make(tmp_path / "fer2013.csv")
+    assert refusal(tmp_path / "fer2013.csv") == f"{tmp_path}/fer2013.csv is {kind}, not a file; remove or replace it"
+    folder = write_folder(tmp_path / "unpacked", tiny_files())
+    make(folder / "train" / "angry" / "a.jpg")
+    assert refusal(folder) == f"{folder}/train/angry/a.jpg is {kind}, not a file; remove or replace it"
+    make(paths.DATA_DIR / "renamed.csv")
+    with pytest.raises(DataError, match=rf"renamed\.csv is {kind}"):
+        fer2013.find_data()
+
+
+@pytest.mark.parametrize("limit", ["MAX_IMAGE_BYTES", "MAX_TOTAL_BYTES"])
+def test_files_of_a_folder_have_the_limits_of_a_zip(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(readers, limit, 100_000)
+    folder = write_folder(tmp_path / "unpacked", tiny_files())
+    with (folder / "train" / "angry" / "Training_0000.jpg").open("ab") as file:
+        file.truncate(40_000_000_000)  # a sparse file
+    message = refusal(folder)
+    assert message.startswith("unpacked/train/angry/Training_0000.jpg holds far more bytes than")
+
+
+@pytest.fixture
+def ordinary_user(monkeypatch):
+    """A data folder of an ordinary user: root may read everything."""
+    folder = Path(tempfile.mkdtemp())
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+    monkeypatch.setattr(paths, "DATA_DIR", folder)
+    yield folder
+    if is_root:
+        os.seteuid(0)
+    for path in folder.rglob("*"):
+        path.chmod(0o700)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("closed", ["mine", "mine/train", "mine/train/angry", "renamed.csv", "fer2013.csv"])
+def test_what_may_not_be_read_is_named(ordinary_user, closed):
+    if closed.startswith("mine"):
+        write_folder(ordinary_user / "mine", tiny_files())
+    else:
+        write_csv(ordinary_user / closed, tiny_rows())
+    (ordinary_user / closed).chmod(0)
+    with pytest.raises(DataError, match=rf"{closed} cannot be read \(Permission denied\); check") as caught:
+        fer2013.load_data()
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=rf"{closed.split('/')[0]}.* cannot be read \(Permission denied\); check"):
+        fer2013.load_data(ordinary_user / closed.split("/")[0])
+
+
+def test_data_folder_that_may_not_be_read_is_named(ordinary_user):
+    (ordinary_user / "data").mkdir(mode=0)
+    with pytest.raises(DataError, match=r"data cannot be read \(Permission denied\)"):
+        fer2013.find_data(ordinary_user / "data")
+    with pytest.raises(DataError, match=r"archive\.zip cannot be read \(Permission denied\)"):
+        fer2013.find_data(ordinary_user / "data" / "archive.zip")
+
+
+NO_TEXT = os.fsdecode(b"\xff\xfe")
+
+
+def test_names_that_are_no_text_are_refused(tmp_path):
+    for path in (tmp_path / f"{NO_TEXT}.csv", tmp_path / NO_TEXT / "fer2013.csv"):
+        path.parent.mkdir(exist_ok=True)
+        write_csv(path, tiny_rows())
+        with pytest.raises(DataError, match="has a name that is not text; rename it"):
+            fer2013.find_data(path)
+        assert "has a name that is not text; rename it" in refusal(path)
+    (paths.DATA_DIR / NO_TEXT).mkdir()
+    write_csv(paths.DATA_DIR / NO_TEXT / "fer2013.csv", tiny_rows())
+    with pytest.raises(DataError, match="has a name that is not text; rename it") as caught:
+        fer2013.find_data()
+    str(caught.value).encode()  # what is printed must be text
+
+
+def test_names_of_images_that_are_no_text_are_refused_and_those_of_others_are_shown_as_text(tmp_path):
+    folder = write_folder(tmp_path / "mine", tiny_files() | {f"train/x\n{NO_TEXT}/y": b""})
+    notes = load_fer2013(folder).notes
+    assert any("such as train/x\N{REPLACEMENT CHARACTER}" in note for note in notes)
+    write_folder(folder, {f"train/sad/{NO_TEXT}.jpg": encode(tiny_faces()[0][2])})
+    with pytest.raises(DataError, match="has a name that is not text; rename it"):
+        load_fer2013(folder)
+
+
+@pytest.mark.parametrize("source", ["", "  "])
+def test_empty_path_is_refused(source):
+    with pytest.raises(DataError, match="the data path is empty"):
+        fer2013.find_data(source)
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "a\0b", "~nobody-of-that-name/x"])
+def test_impossible_paths_are_one_sentence(source):
+    with pytest.raises(DataError):
+        fer2013.load_data(source)
 
 
 # --- Cache ------------------------------------------------------------------------------------------------------------
@@ -605,8 +755,12 @@ def test_ferplus_that_cannot_be_aligned_is_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"row_of_file\.csv lacks 42 images, such as train/"):
         ferplus.load_ferplus(votes_csv, plain, row_map)
     good = votes_csv.read_text()
+    for number in ("1_7", "\u0667", "9" * 30):
+        votes_csv.write_text(good.replace(",17,0,", f",{number},0,"))
+        with pytest.raises(DataError, match=r"fer2013new\.csv holds '.*', which is not a whole number"):
+            ferplus.load_ferplus(votes_csv, archive, row_map)
     votes_csv.write_text(good.replace(",17,0,", ",many,0,"))
-    with pytest.raises(DataError, match=r"fer2013new\.csv holds text instead of a number"):
+    with pytest.raises(DataError, match=r"fer2013new\.csv holds 'many', which is not a whole number"):
         ferplus.load_ferplus(votes_csv, archive, row_map)
     votes_csv.write_text(good.replace("PublicTest,", "Training,"))
     with pytest.raises(DataError, match="other rows or splits than the data"):
@@ -671,3 +825,19 @@ def test_real_ferplus_agrees_with_the_labels(real_archive, real_faces):
     happy = faces.labels == EMOTIONS.index("happy")
     clear = votes[:, :8].max(1) >= 6
     assert (votes[happy & clear].argmax(1) == ferplus.FERPLUS_COLUMNS.index("happiness")).mean() > 0.9
+
+
+def test_the_majority_needs_more_votes_than_every_other_option():
+    """Columns: neutral, happiness, surprise, sadness, anger, disgust, fear, contempt, unknown, no face."""
+    votes = np.array(
+        [
+            [1, 6, 0, 0, 0, 0, 0, 2, 1, 0],  # happy
+            [0, 0, 1, 0, 5, 4, 0, 0, 0, 0],  # angry
+            [5, 5, 0, 0, 0, 0, 0, 0, 0, 0],  # a tie
+            [2, 0, 0, 0, 0, 0, 0, 8, 0, 0],  # contempt is none of the seven
+            [4, 0, 0, 0, 0, 0, 0, 0, 4, 2],  # a tie with "unknown"
+            [0, 0, 0, 0, 0, 0, 6, 0, 4, 0],  # fear
+        ]
+    )
+    labels = [-1 if label < 0 else EMOTIONS[label] for label in ferplus.majority_label(votes)]
+    assert labels == ["happy", "angry", -1, -1, -1, "fear"]

@@ -55,7 +55,7 @@ def test_dead_links_are_noticed(tmp_path):
 
 
 def test_tables_name_every_notebook_and_define_every_term_once():
-    notebooks = sorted(path.name for path in (PROJECT_ROOT / "notebooks").glob("*.ipynb"))
+    notebooks = sorted(path.name for path in (PROJECT_ROOT / "notebooks").glob("[0-9]*.ipynb"))
     for page in ("README.md", "docs/syllabus.md"):
         rows = re.findall(
             r"^\| \[\w+\]\((?:\.\./)?notebooks/(\w+\.ipynb)\)", (PROJECT_ROOT / page).read_text(), re.MULTILINE

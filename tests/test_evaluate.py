@@ -1,5 +1,7 @@
 """The command that evaluates any classifier: checkpoints, ONNX files and tables of predictions, and what it refuses."""
 
+import os
+
 import numpy as np
 import onnx
 import pandas as pd
@@ -118,6 +120,9 @@ def test_published_logits_of_several_seeds(tmp_path):
         (lambda t: pd.concat([t, t.iloc[:1]]), "names row 56 twice"),
         (lambda t: t.drop(columns="fear"), "lacks the columns fear"),
         (lambda t: t.assign(fear=np.inf), "not finite numbers"),
+        (lambda t: t.assign(fear="0_3"), "mine.csv cannot be read as a table"),
+        (lambda t: t.assign(fear="\u0663"), "mine.csv cannot be read as a table"),
+        (lambda t: t.assign(fear="much"), "mine.csv cannot be read as a table"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(tmp_path, capsys, change, expected):
@@ -133,6 +138,7 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path, capsys, change, expected
         (lambda path: path.write_bytes(b"no onnx"), "cannot be loaded as ONNX"),
         (lambda path: write_onnx(path, outputs=8), "it must give seven"),
         (lambda path: write_onnx(path, channels=2), "it must take"),
+        (lambda path: os.mkfifo(path), "is a pipe"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(tmp_path, capsys, write, expected):
@@ -146,6 +152,6 @@ def test_unknown_classes_and_kinds_are_refused(tmp_path, capsys):
         run("model.onnx", "--classes", "happy,sad")
     assert ended.value.code == 2 and "must name these seven" in capsys.readouterr().err
     (tmp_path / "model.npz").write_bytes(b"no npz")
-    assert run("model.npz") == 2 and "is damaged or holds no predictions" in capsys.readouterr().err
+    assert run("model.npz") == 2 and "model.npz is damaged or holds no predictions" in capsys.readouterr().err
     (tmp_path / "model.txt").write_text("")
     assert run("model.txt") == 2 and "of no known kind" in capsys.readouterr().err

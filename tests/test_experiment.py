@@ -13,6 +13,7 @@ from torchvision.models import resnet18
 from fer_utils import metrics
 from fer_utils.experiment import Experiment, Trained
 from fer_utils.models import build_model, make_spec
+from fer_utils.models.weights import load_model, save_compact, save_weights
 from fer_utils.predict import load_predictions
 from fer_utils.report import Report
 from fer_utils.training import TrainConfig
@@ -173,3 +174,14 @@ def test_an_ensemble_averages_log_probabilities_of_all_seeds_and_adds_up_costs(e
     assert seconds["ensemble"] == pytest.approx(2 * seconds["both"] + seconds["one"])
     saved = load_predictions(experiment.report.out / "predictions" / "04_ensemble.npz", experiment.dataset)
     assert saved.spec is None and saved.seeds == (0,)
+
+
+def test_weights_say_what_they_were_trained_on(experiment, tmp_path):
+    model = train(experiment, seeds=(3,))
+    save_weights(model.models[0], tmp_path / "weights.pt")
+    save_compact(load_model(tmp_path / "weights.pt"), tmp_path / "weights.safetensors")
+    for file in ("weights.pt", "weights.safetensors"):
+        origin = load_model(tmp_path / file).origin
+        assert origin["fingerprint"] == experiment.dataset.fingerprint and origin["data"] == "csv"
+        assert (origin["train_images"], origin["val_images"], origin["settings"]["seed"]) == (28, 28, 3)
+        assert origin["val"] == pytest.approx(model.val_accuracy[0]) and origin["metric"] == "accuracy"

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -19,6 +20,7 @@ from PIL import Image
 from fer_utils.data import EMOTIONS
 from fer_utils.data.sample_faces import MESH_FILE, make_sample
 from fer_utils.errors import DataError
+from fer_utils.paths import PROJECT_ROOT
 from fer_utils.vision import detector, landmarks, photos, video
 from fer_utils.vision.detector import Face
 
@@ -203,12 +205,6 @@ def test_labels_stay_inside_the_picture(corner):
     assert (moved > 150).sum() == (inside > 150).sum() > 100  # all of the text is there
 
 
-def test_bars_are_as_long_as_probabilities():
-    strip = photos.draw_bars(np.array([[1, 0.5, 0, 0, 0, 0, 0]]), 480)
-    blue = (strip == (0, 114, 178)).all(axis=2).sum(1)
-    assert strip.shape == (480, 200, 3) and set(blue[blue > 1]) == {116, 59 if 59 in blue else 58}
-
-
 # --- Uploads ----------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +273,14 @@ def bomb():
     return bytes(content)
 
 
+def broken_tiff():
+    """A TIFF that says where its pixels lie by a tag of a wrong type."""
+    content = bytearray(as_file(Image.new("L", (8, 8)), "TIFF"))
+    entry = content.index((273).to_bytes(2, "little") + (4).to_bytes(2, "little"))  # StripOffsets, LONG
+    content[entry + 2] = 5  # RATIONAL
+    return bytes(content)
+
+
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3)).astype(np.uint8))
 REFUSED = {
     "text": (b"dear diary", "is not an image that can be read here; use one of JPEG, PNG"),
@@ -286,6 +290,8 @@ REFUSED = {
     "half a jpeg": (as_file(NOISE, "JPEG")[:9000], "is truncated or damaged"),
     "half a png": (as_file(NOISE, "PNG")[:9000], "is truncated or damaged"),
     "bomb": (bomb(), "has more than 89 megapixels; make it smaller"),
+    "tiff without strips": (broken_tiff(), "is truncated or damaged"),
+    "too many bytes": (bytes(photos.MAX_BYTES + 1), "has more than 256 MB"),
 }
 
 
@@ -328,12 +334,32 @@ def test_video_in_annotated_video_and_table_out(tmp_path, capfd):
     assert capfd.readouterr().err == "", "OpenCV's chatter would stand in the notebook"
     assert done == 12 and len(shares) == 12 and shares == sorted(shares) and shares[-1] == 1
     assert [(row["frame"], row["face"]) for row in rows] == [("2", "1"), ("2", "2"), ("5", "1"), ("5", "2")]
-    assert list(rows[0])[2:] == ["left", "top", "width", "height", "score", *EMOTIONS]
+    assert [float(row["seconds"]) for row in rows] == pytest.approx([1 / 15, 1 / 15, 4 / 15, 4 / 15], abs=0.001)
+    assert list(rows[0])[3:] == ["left", "top", "width", "height", "score", *EMOTIONS]
     assert float(rows[1]["sad"]) == 1 and float(rows[1]["left"]) == 50
     copy = cv2.VideoCapture(str(film))
     sizes = [frame.shape for there, frame in iter(copy.read, (False, None)) if there]
     assert sizes == [(120, 160, 3)] * 12 and copy.get(cv2.CAP_PROP_FPS) == pytest.approx(15)
     assert sorted(path.name for path in film.parent.iterdir()) == ["film.csv", "film.webm"]
+
+
+@pytest.mark.parametrize("emotion", EMOTIONS)
+def test_boxes_in_a_video_have_the_color_of_the_page(emotion):
+    css = (PROJECT_ROOT / "fer_utils" / "demo" / "app.css").read_text()
+    [light] = re.findall(rf"--{emotion}: light-dark\(#(\w+),", css)
+    frame = np.zeros((120, 160, 3), np.uint8)
+    picture = video.draw_predictions(frame, [a_face(50)], np.eye(7)[[EMOTIONS.index(emotion)]])
+    colored = (picture == list(bytes.fromhex(light))).all(2)
+    assert colored.sum() > 300 and not frame.any()
+
+
+@pytest.mark.parametrize("left", [-20, 155])
+def test_labels_in_a_video_stay_inside(left):
+    frame, happy = np.zeros((120, 160, 3), np.uint8), np.eye(7)[[3]]
+    pictures = [video.draw_predictions(frame, [a_face(x)], happy) for x in (50, left)]
+    # The edges of letters have a color between that of the bar and that of the ink.
+    letters = [(p.any(2) & (p != video.COLORS["happy"][0]).any(2)).sum() for p in pictures]
+    assert letters[0] == letters[1] > 20
 
 
 def test_a_long_video_needs_no_more_memory_than_a_short_one(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import binom
 
 from fer_utils import metrics
+from fer_utils.errors import DataError
 
 LABELS = np.array([0, 0, 1, 2, 3, 3, 3, 4, 5, 6])
 PREDICTED = np.array([0, 1, 1, 2, 3, 3, 0, 4, 5, 0])
@@ -140,3 +141,49 @@ def test_temperature_by_hand():
     labels, logits = np.array([0, 0, 0, 1]), np.array([[2.0, 0.0]] * 4)
     assert metrics.fit_temperature(labels, logits) == pytest.approx(2 / np.log(3), rel=1e-3)
     assert metrics.fit_temperature(labels, 5 * logits) == pytest.approx(10 / np.log(3), rel=1e-3)
+
+
+# --- Not a number, or no image ----------------------------------------------------------------------------------------
+
+NAN = np.array([[0.6, 0.4], [np.nan, 0.5]])
+EMPTY = np.empty(0, int)
+CALLS = {
+    "nan logits": lambda: metrics.summarize(LABELS, np.full((1, 10, 7), np.nan), np.zeros(10, bool)),
+    "infinite logits": lambda: metrics.summarize(LABELS, np.full((1, 10, 7), np.inf), np.zeros(10, bool)),
+    "nan in ece": lambda: metrics.ece(np.array([0, 1]), NAN),
+    "nan in reliability": lambda: metrics.reliability(np.array([0, 1]), NAN),
+    "nan in fit_temperature": lambda: metrics.fit_temperature(np.array([0, 1]), NAN),
+    "nan score": lambda: metrics.paired_difference([0.5, np.nan, 0.6], [0.4, 0.4, 0.4]),
+    "infinite score": lambda: metrics.paired_difference([0.5, np.inf], [0.4, np.inf]),
+    "nan p-value": lambda: metrics.holm([0.01, np.nan]),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_what_is_not_finite_is_an_error_and_never_a_number(call):
+    with pytest.raises(DataError, match=r"of [\d,]+ (logits|probabilities|scores|p-values) (is|are) not finite"):
+        call()
+
+
+EMPTY_CALLS = {
+    "accuracy": lambda: metrics.accuracy(EMPTY, EMPTY),
+    "macro_f1": lambda: metrics.macro_f1(EMPTY, EMPTY),
+    "recall": lambda: metrics.per_class_recall(EMPTY, EMPTY),
+    "mcnemar": lambda: metrics.mcnemar(EMPTY, EMPTY, EMPTY),
+    "ece": lambda: metrics.ece(EMPTY, np.empty((0, 7))),
+    "temperature": lambda: metrics.fit_temperature(EMPTY, np.empty((0, 7))),
+    "bootstrap": lambda: metrics.bootstrap_ci(lambda rows: rows.mean(), 0),
+    "summary": lambda: metrics.summarize(EMPTY, np.empty((1, 0, 7)), np.empty(0, bool)),
+    "summary of no seed": lambda: metrics.summarize(LABELS, np.empty((0, 10, 7)), np.zeros(10, bool)),
+}
+
+
+@pytest.mark.parametrize("call", EMPTY_CALLS.values(), ids=EMPTY_CALLS)
+def test_an_empty_split_is_an_error_and_never_a_number(call):
+    with pytest.raises(DataError, match=r"there are no (images|seeds) to evaluate"):
+        call()
+
+
+def test_a_class_without_images_has_no_recall():
+    recall = metrics.per_class_recall(LABELS[:3], PREDICTED[:3]).set_index("emotion").recall
+    assert np.isnan(recall["happy"]) and recall["angry"] == 0.5 and recall["all"] == pytest.approx(2 / 3)

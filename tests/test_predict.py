@@ -1,5 +1,8 @@
 """Logits in memory and on disk."""
 
+import os
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,7 @@ from torchvision.transforms.functional import ten_crop
 
 from fer_utils import predict
 from fer_utils.augment import to_float
-from fer_utils.errors import DataError
+from fer_utils.errors import DataError, TrainingError
 from fer_utils.models import build_model
 from fer_utils.predict import VIEWS, Predictions, load_predictions, predict_logits, predict_outputs
 
@@ -144,6 +147,88 @@ def test_logits_of_other_data_or_class_order_are_refused_by_name(tmp_path, monke
     monkeypatch.setattr(predict, "EMOTIONS", tuple(reversed(predict.EMOTIONS)))
     with pytest.raises(DataError, match="class order"):
         load_predictions(tmp_path / "04_model.npz", tiny_faces())
+
+
+def damaged(kind: str, whole: bytes, path) -> None:
+    """Write logits with one kind of damage."""
+    if kind == "array":
+        np.save(path.open("wb"), np.zeros(3))
+    elif kind == "lying header":
+        path.write_bytes(whole.replace(b"(2, 28, 7)", b"(9, 28, 7)"))
+    elif kind == "flipped":
+        path.write_bytes(whole[:900] + bytes([whole[900] ^ 255]) + whole[901:])
+    else:
+        path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"<html>"}[kind])
+
+
+@pytest.mark.parametrize("kind", ["array", "lying header", "flipped", "cut", "empty", "text"])
+def test_damaged_logits_are_refused_by_name(tmp_path, kind):
+    published(tmp_path, tiny_faces())
+    path = tmp_path / "04_model.npz"
+    with np.load(path) as arrays:
+        np.savez(path, **arrays)  # not compressed, so that the damage is where it is meant to be
+    damaged(kind, path.read_bytes(), path)
+    with pytest.raises(DataError, match=r"^04_model\.npz is damaged or holds no predictions \(.*; run the notebook"):
+        load_predictions(path, tiny_faces())
+
+
+@pytest.mark.timeout(20)
+def test_logits_that_unpack_to_gigabytes_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "04_model.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("val.npy", bytes(200_000_000))
+    with pytest.raises(DataError, match=r"04_model\.npz is damaged or holds no predictions \(it unpacks to more than"):
+        load_predictions(tmp_path / "04_model.npz", tiny_faces())
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_place_of_logits_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "04_model.npz")
+    with pytest.raises(DataError, match=r"04_model\.npz is a pipe"):
+        load_predictions(tmp_path / "04_model.npz", tiny_faces())
+
+
+def rewrite(path, **changes) -> None:
+    with np.load(path) as arrays:
+        np.savez(path, **(dict(arrays) | changes))
+
+
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        ({"seeds": [0, 0]}, "seed 0 twice"),
+        ({"seeds": [0, 1, 2]}, r"val logits of shape \(2, 28, 7\)"),
+        ({"val": np.full((2, 28, 7), np.inf)}, "val logits that are not finite"),
+        ({"test": np.full((2, 28, 7), np.nan)}, "test logits that are not finite"),
+        ({"test": np.zeros((2, 27, 7))}, r"test logits of shape \(2, 27, 7\)"),
+        ({"seeds": np.array([0.5, 1])}, "is damaged or holds no predictions"),
+        ({"spec": np.array("[" * 100_000)}, "is damaged or holds no predictions"),
+        ({"spec": np.array("7")}, "is damaged or holds no predictions"),
+        ({"views": np.array("sideways")}, "is damaged or holds no predictions"),
+        ({"classes": np.array(3)}, "is damaged or holds no predictions"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_logits_that_do_not_fit_are_refused_by_name(tmp_path, changes, problem):
+    published(tmp_path, tiny_faces())
+    rewrite(tmp_path / "04_model.npz", **changes)
+    with pytest.raises(DataError, match=rf"^04_model\.npz.*{problem}"):
+        load_predictions(tmp_path / "04_model.npz", tiny_faces())
+
+
+@pytest.mark.parametrize(
+    "seeds, value, problem", [((3, 3), 0, "seed 3 twice"), ((0, 1), np.nan, "test logits that are not finite")]
+)
+def test_predictions_with_a_seed_twice_or_without_numbers_cannot_be_made(seeds, value, problem):
+    with pytest.raises(DataError, match=problem):
+        Predictions(np.zeros((2, 3, 7)), np.full((2, 3, 7), value), seeds, "")
+
+
+def test_outputs_that_are_not_finite_are_an_error():
+    model = build_model("baseline_cnn")
+    with torch.no_grad():
+        model.classifier[-1].bias[3] = float("nan")
+    with pytest.raises(TrainingError, match="outputs that are not finite for 5 of 5 images"):
+        predict_logits(model, np.zeros((5, 48, 48), np.uint8))
 
 
 def test_missing_logits_say_which_notebook_makes_them(tmp_path):

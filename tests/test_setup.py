@@ -1,5 +1,6 @@
-"""run_all.sh, run_tests.sh and setup_env.sh, with stand-ins for every command that they call."""
+"""run_all.sh, run_demo.sh, run_tests.sh and setup_env.sh, with stand-ins for every command that they call."""
 
+import json
 import os
 import re
 import shutil
@@ -7,9 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+
+from fer_utils.pipeline.provenance import code_state
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = (ROOT / "requirements.lock").read_text().replace("\\\n", " ")  # one requirement a line
@@ -27,12 +31,14 @@ case "$*" in
     "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip --version") exit 0 ;;
     "-m pip install "*) sleep "${PIP_SECONDS:-0}"; [ -z "${KILLED:-}" ] || kill -9 $PPID; exit "${PIP_FAILS:-0}" ;;
+    "-m ipykernel install "*) exit 0 ;;
     "-c import cv2") [ -z "${NO_LIBGL:-}" ] || { echo "ImportError: libGL.so.1: no such file" >&2; exit 1; } ;;
     "-c import ray") exit "${NO_RAY:-0}" ;;
     "-I -c import fer_utils"*) exit "${NO_FER_UTILS:-0}" ;;
     "-m ruff "*) echo "ruff says"; exit "${RUFF:-0}" ;;
     "-m pytest"*) echo "in $PWD"; printf '<%s>' "${@:3}"; exit "${PYTEST:-0}" ;;
     "-I -m fer_utils.pipeline"*) printf '<%s>' "${@:4}"; exit "${PIPELINE:-0}" ;;
+    "-I -m voila "*) echo "in $PWD with $JUPYTER_PATH"; printf '<%s>' "${@:4}"; exit "${VOILA:-0}" ;;
     *) echo "not expected: $*" >&2; exit 99 ;;
 esac
 """
@@ -52,7 +58,7 @@ class Machine:
         self.calls_file = folder / "calls.txt"
         self.root.mkdir()
         self.bin.mkdir()
-        for name in ("run_all.sh", "run_tests.sh", "setup_env.sh"):
+        for name in ("run_all.sh", "run_demo.sh", "run_tests.sh", "setup_env.sh"):
             shutil.copy(ROOT / name, self.root)
         (self.root / "requirements.lock").write_text("numpy==1.26.4\n")
         (self.root / "pyproject.toml").write_text("[project]\n")
@@ -98,14 +104,24 @@ def test_first_call_sets_up_and_the_second_does_not(machine: Machine) -> None:
     code, output, error = machine.run("run_all.sh", "--data", "my data/archive.zip")
     assert (code, output) == (0, "<--data><my data/archive.zip>")
     assert "Setting up" in error
-    installs = [call for call in machine.calls() if "install" in call]
+    installs = [call for call in machine.calls() if " install" in call]
     pip = "python -m pip install --quiet --disable-pip-version-check"
     assert installs == [
         f"{pip} --no-deps -r {machine.root}/requirements.lock",
         f"{pip} --no-deps --no-build-isolation -e {machine.root}",
+        "python -m ipykernel install --sys-prefix --env OMP_WAIT_POLICY PASSIVE",
     ]
     assert machine.run("run_all.sh", PIPELINE="1") == (1, "<>", "")
     assert machine.calls() == ["python -I -m fer_utils.pipeline"]
+
+
+def test_demo_sets_up_and_starts_voila_in_the_project(machine: Machine) -> None:
+    code, output, error = machine.run("run_demo.sh", "--port", "8900", JUPYTER_PATH="/mine", VOILA="3")
+    templates = f"{machine.root}/fer_utils/demo/page"
+    expected = f"in {machine.root} with {templates}:/mine\n<notebooks/demo.ipynb><--template=demo><--port><8900>"
+    assert (code, output) == (3, expected) and "Setting up" in error
+    assert (ROOT / "notebooks" / "demo.ipynb").is_file()
+    assert (ROOT / templates.removeprefix(f"{machine.root}/") / "voila" / "templates" / "demo").is_dir()
 
 
 def test_changed_lock_file_installs_again(machine: Machine) -> None:
@@ -114,8 +130,58 @@ def test_changed_lock_file_installs_again(machine: Machine) -> None:
     (machine.root / "requirements.lock").write_text("numpy==2.5.0\n")
     assert machine.run("run_all.sh")[0] == 0
     calls = machine.calls()
-    assert sum("install" in call for call in calls) == 2
+    assert sum("pip install" in call for call in calls) == 2
     assert not any("-m venv" in call for call in calls)
+
+
+def test_saving_a_notebook_does_not_dirty_git(machine: Machine) -> None:
+    pytest.importorskip("nbstripout")
+    nbformat = pytest.importorskip("nbformat")
+    notebook = machine.root / "notebooks/04_baseline_cnn.ipynb"
+    notebook.parent.mkdir()
+    for file in (notebook.relative_to(machine.root), ".gitattributes"):
+        shutil.copy(ROOT / file, machine.root / file)
+    (machine.bin / "git").symlink_to(shutil.which("git"))
+    (machine.root / ".gitignore").write_text(".venv")
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, cwd=machine.root, check=True, capture_output=True, text=True).stdout
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "begin")
+    assert machine.run("run_all.sh")[0] == 0
+    python = machine.root / ".venv/bin/python"  # until now a stand-in
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    save_as_jupyterlab(notebook, nbformat)
+    assert git("diff") == "" and not code_state(machine.root)["dirty"]
+    git("add", "-u")
+    assert git("status", "--porcelain") == ""
+    notebook.write_text(notebook.read_text().replace("You will learn", "You learn"))
+    assert git("diff", "--stat").splitlines()[-1] == " 1 file changed, 1 insertion(+), 1 deletion(-)"
+    python.unlink()
+    git("checkout", "-q", ".")
+    assert git("status", "--porcelain") == ""
+
+
+def save_as_jupyterlab(path: Path, nbformat: ModuleType) -> None:
+    """Write a notebook as JupyterLab does after all of its cells have run."""
+    notebook = nbformat.read(path, 4)
+    notebook.metadata.language_info |= {"version": "3.11.7", "mimetype": "text/x-python", "file_extension": ".py"}
+    notebook.metadata.language_info |= {"codemirror_mode": {"name": "ipython", "version": 3}}
+    notebook.metadata.language_info |= {"nbconvert_exporter": "python", "pygments_lexer": "ipython3"}
+    for number, cell in enumerate(cell for cell in notebook.cells if cell.cell_type == "code"):
+        cell.outputs = [nbformat.v4.new_output("stream", text="hello")]
+        cell.execution_count, cell.metadata["execution"] = number, {"iopub.status.busy": "now"}
+    nbformat.write(notebook, path)
+
+
+def test_voila_serves_no_files_beside_the_notebook() -> None:
+    voila, traitlets = pytest.importorskip("voila.configuration"), pytest.importorskip("traitlets.config")
+    settings = traitlets.Config(json.loads((ROOT / "voila.json").read_text()))
+    assert voila.VoilaConfiguration().file_allowlist  # by default pictures
+    assert voila.VoilaConfiguration(config=settings).file_allowlist == []
 
 
 def test_lock_pins_every_package_with_its_hashes() -> None:
@@ -158,7 +224,7 @@ def test_interrupted_installation_is_not_complete(machine: Machine, how: str) ->
         assert "run_all.sh: the packages could not be installed" in error
     lock.write_text(before)
     assert machine.run("run_all.sh")[0] == 0
-    assert sum("install" in call for call in machine.calls()) == 2
+    assert sum("pip install" in call for call in machine.calls()) == 2
 
 
 def test_two_first_calls_at_once_install_once(machine: Machine) -> None:
@@ -168,7 +234,7 @@ def test_two_first_calls_at_once_install_once(machine: Machine) -> None:
     time.sleep(0.3)
     second = machine.start("run_tests.sh")
     assert [process.communicate(timeout=30) and process.returncode for process in (first, second)] == [0, 0]
-    assert sum("install" in call for call in machine.calls()) == 2
+    assert sum("pip install" in call for call in machine.calls()) == 2
 
 
 @pytest.mark.parametrize(
@@ -214,7 +280,7 @@ def test_moved_project(machine: Machine) -> None:
 def test_uv_is_used_where_there_is_one(machine: Machine) -> None:
     machine.command("uv", UV)
     assert machine.run("run_all.sh")[0] == 0
-    calls = [" ".join(call.split()[:3]) for call in machine.calls() if call.startswith("uv") or "install" in call]
+    calls = [" ".join(call.split()[:3]) for call in machine.calls() if call.startswith("uv") or "pip install" in call]
     assert calls == ["uv venv --quiet", "uv pip install", "uv pip install"]
 
 

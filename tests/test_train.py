@@ -551,3 +551,8 @@ def test_seeds_keep_checkpoints_of_their_own_and_resume(tmp_path, capsys):
     again = train_seeds(CONFIG, (1, 0), file_of)
     assert capsys.readouterr().out.count("resumed after epoch 3") == 2
     assert all(same(first[seed], again[seed]) for seed in (0, 1))
+
+
+def test_a_seed_that_occurs_twice_is_refused_before_training():
+    with pytest.raises(TrainingError, match="seed 1 occurs twice"):
+        seed_runs(Small, TRAIN, VAL, TrainConfig(), [0, 1, 1])

@@ -3,10 +3,8 @@
 import base64
 import time
 
-import cv2
 import ipywidgets
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 
 from fer_utils import widgets
@@ -163,69 +161,3 @@ def test_headless_long_work_shows_its_last_figure_and_word(shown, monkeypatch, c
     widgets.explore_run(lambda show: [show(figure, 0.5) for figure in figures] and "two lines")
     assert shown == figures[1:] and capsys.readouterr().out == "two lines\n"
     assert plt.get_fignums() == [], "the inline backend would display what is still open"
-
-
-# --- Webcam -----------------------------------------------------------------------------------------------------------
-
-FRAME = np.full((48, 64, 3), (200, 100, 0), np.uint8)
-CONTENT = {"view": "a", "number": 7}
-
-
-@pytest.fixture
-def webcam(monkeypatch):
-    """A function that makes a webcam, lets it answer one frame, and returns what it sends back."""
-
-    def exchange(answer, jpeg=None):
-        camera, sent = widgets.Webcam(answer), []
-        monkeypatch.setattr(camera, "send", lambda content, buffers=None: sent.append((content, buffers)))
-        camera._handle_custom_msg(CONTENT, [memoryview(widgets.to_jpeg(FRAME) if jpeg is None else jpeg)])
-        assert len(sent) == 1, "one answer for each frame: the browser waits for it"
-        return sent[0]
-
-    return exchange
-
-
-def test_webcam_answers_a_frame_with_a_picture_and_a_text(webcam):
-    content, (jpeg,) = webcam(lambda frame: (frame[:, ::-1] // 2, f"{frame.shape}"))
-    assert content == {**CONTENT, "text": "(48, 64, 3)"}
-    answer = cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    assert np.abs(answer.astype(int) - [100, 50, 0]).max() < 6  # the colors are in the order in which they came
-
-
-@pytest.mark.parametrize("jpeg", [b"", b"no jpeg"])
-def test_webcam_survives_frames_that_cannot_be_read(webcam, jpeg):
-    content, pictures = webcam(lambda frame: (frame, "fine"), jpeg)
-    assert content["number"] == 7 and "error" in content["text"] and pictures == []
-
-
-def test_webcam_says_what_went_wrong_and_shows_no_old_picture(webcam):
-    content, pictures = webcam(lambda frame: 1 / 0)
-    assert content["text"] == "ZeroDivisionError: division by zero" and pictures == []
-
-
-def test_headless_run_answers_the_example_once(shown, monkeypatch, capsys):
-    monkeypatch.setenv(widgets.HEADLESS, "1")
-    calls = []
-    widgets.explore_webcam(
-        lambda frame, gain: calls.append(gain) or (frame, "one face"), FRAME, gain=ipywidgets.IntSlider(2)
-    )
-    assert calls == [2] and len(shown) == 1 and capsys.readouterr().out == "one face\n"
-    with pytest.raises(ZeroDivisionError):
-        widgets.explore_webcam(lambda frame: 1 / 0, FRAME)
-
-
-def test_live_webcam_takes_the_values_of_its_controls(shown, monkeypatch):
-    monkeypatch.delenv(widgets.HEADLESS, raising=False)
-    control = ipywidgets.IntSlider(2)
-    widgets.explore_webcam(lambda frame, gain: (frame * 0 + gain, str(gain)), FRAME, gain=control)
-    controls, camera = shown[0].children
-    assert controls.children == (control,) and isinstance(camera, widgets.Webcam)
-    control.value = 5
-    assert camera._answer(FRAME)[1] == "5"
-
-
-def test_a_page_is_told_from_a_notebook(monkeypatch):
-    monkeypatch.delenv("SERVER_SOFTWARE", raising=False)
-    assert not widgets.is_page()
-    monkeypatch.setenv("SERVER_SOFTWARE", "voila/0.5.13")
-    assert widgets.is_page()

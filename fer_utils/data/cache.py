@@ -4,8 +4,6 @@ import contextlib
 import hashlib
 import io
 import json
-import struct
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +12,8 @@ import numpy as np
 from fer_utils import paths
 from fer_utils.data import readers
 from fer_utils.data.dataset import FER2013
+from fer_utils.errors import DataError
+from fer_utils.files import decoding, open_file, read_arrays
 from fer_utils.paths import atomic_write
 
 
@@ -30,17 +30,13 @@ def cached(name: str, cache_dir: Path | None, key: str, make: Callable[[], FER20
 
 def _read_cache(path: Path, key: str) -> FER2013 | None:
     """Read the cached data; None if the file is missing or damaged, or has another key."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if arrays.zip.testzip() is not None:  # compares every checksum; NumPy alone misses some damage
-                return None
-            facts = json.loads(str(arrays["facts"]))
-            if facts.pop("key") != key:
-                return None
+    with contextlib.suppress(DataError), decoding(f"{path.name} is damaged", "delete it"):
+        arrays = read_arrays(path, limit=readers.MAX_TOTAL_BYTES)
+        facts = json.loads(str(arrays["facts"]))
+        if facts.pop("key") == key:
             facts["notes"] = tuple(facts["notes"])
             return FER2013(*(arrays[name] for name in ("images", "labels", "split_ids", "names")), **facts)
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, struct.error):
-        return None
+    return None
 
 
 def _write_cache(path: Path, key: str, dataset: FER2013) -> None:
@@ -65,7 +61,7 @@ def source_key(path: Path) -> str:
         files = [(name, entry.stat()) for name, entry in readers.walk_folder(path) if readers.place_of(name)]
         return digest(code, repr(sorted((name, s.st_size, s.st_mtime_ns) for name, s in files)).encode())
     size = path.stat().st_size
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         samples = []
         for position in range(0, size, max(size // 64, 1)):
             stream.seek(position)

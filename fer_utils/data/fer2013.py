@@ -18,6 +18,7 @@ from fer_utils.data.constants import EMOTIONS, OFFICIAL_COUNTS, SPLITS
 from fer_utils.data.dataset import FER2013
 from fer_utils.data.readers import CSV_NAMES, RawFaces
 from fer_utils.errors import DataError
+from fer_utils.files import readable, require_text
 from fer_utils.paths import project_path
 
 KAGGLE_PAGE = "https://www.kaggle.com/datasets/msambare/fer2013"
@@ -47,19 +48,26 @@ def find_data(source: str | Path = "auto") -> Path | None:
     """Return the path of the data; None means the embedded sample.
 
     source: "sample" for the embedded sample, "auto", or a path. "auto" takes $FER_DATA if it is set, otherwise the
-    data in data/, otherwise the sample. DataError if $FER_DATA or the path does not exist or holds no FER2013: other
-    data never takes its place.
+    data in data/, otherwise the sample. DataError if $FER_DATA or the path does not exist, cannot be read or holds no
+    FER2013: other data never takes its place.
     """
     if source == "sample":
         return None
-    if source != "auto":
-        return _existing(source, "the data path")
-    if os.environ.get("FER_DATA"):
-        return _existing(os.environ["FER_DATA"], "FER_DATA")
-    return _search(paths.DATA_DIR)
+    with readable(source if source != "auto" else paths.DATA_DIR):
+        if source != "auto":
+            path = _existing(source, "the data path")
+        elif os.environ.get("FER_DATA"):
+            path = _existing(os.environ["FER_DATA"], "FER_DATA")
+        else:
+            path = _search(paths.DATA_DIR)
+    if path:
+        require_text(path)
+    return path
 
 
 def _existing(source: str | Path, what: str) -> Path:
+    if not str(source).strip():
+        raise DataError(f"{what} is empty; give the path of FER2013, or leave it out")
     path = project_path(source)
     if not path.exists():
         raise DataError(f"{what} {str(source)!r} does not exist; correct it, or {HOW_TO_GET}")
@@ -114,13 +122,12 @@ def load_fer2013(path: str | Path, cache_dir: Path | None = None) -> FER2013:
     explains what is wrong with the data in one sentence.
     """
     path = project_path(path)
-    if not path.exists():
-        raise DataError(f"{path} does not exist; {HOW_TO_GET}")
-    cache_name = f"{path.name}-{digest(str(path.resolve()).encode())[:8]}.npz"
-    try:
+    require_text(path)
+    with readable(path):
+        if not path.exists():
+            raise DataError(f"{path} does not exist; {HOW_TO_GET}")
+        cache_name = f"{path.name}-{digest(os.fsencode(path.resolve()))[:8]}.npz"
         return cached(cache_name, cache_dir, source_key(path), lambda: _check(readers.read_source(path), path.name))
-    except OSError as error:
-        raise DataError(f"{error.filename or path} cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _check(raw: RawFaces, where: str) -> FER2013:

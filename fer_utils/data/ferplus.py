@@ -1,6 +1,8 @@
 """Load FER+ (Barsoum et al. 2016, arXiv:1608.01041): ten crowd votes for each image of FER2013."""
 
 import csv
+import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,12 @@ from fer_utils.data import readers
 from fer_utils.data.dataset import FER2013
 from fer_utils.data.fer2013 import HOW_TO_GET
 from fer_utils.errors import DataError
+from fer_utils.files import decoding, read_file, whole_number
 
 FERPLUS_EMOTIONS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 FERPLUS_COLUMNS = (*FERPLUS_EMOTIONS, "unknown", "NF")  # NF: no face
 OUR_COLUMNS = [4, 5, 6, 1, 3, 2, 0]  # positions of EMOTIONS in FERPLUS_COLUMNS
+MAX_TABLE_BYTES = 50_000_000  # of the votes or the row map, which have 2 MB
 
 
 def find_ferplus(source: Path | None) -> tuple[Path, Path | None] | None:
@@ -24,7 +28,7 @@ def find_ferplus(source: Path | None) -> tuple[Path, Path | None] | None:
     beside = [source, source.parent] if source else []
     folders = [*beside, paths.DATA_DIR]
     votes, row_map = (
-        next((folder / name for folder in folders if (folder / name).is_file()), None)
+        next((folder / name for folder in folders if os.path.isfile(folder / name)), None)
         for name in ("fer2013new.csv", "row_of_file.csv")
     )
     return (votes, row_map) if votes else None
@@ -70,17 +74,13 @@ def _official_rows(dataset: FER2013, row_map: Path | None) -> np.ndarray:
 
 
 def _read_columns(path: Path, columns: tuple[str, ...]) -> list[list[str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            return [[row[column] or "" for column in columns] for row in csv.DictReader(stream)]
-    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{path.name} is not a table with the columns {', '.join(columns)}; download it again"
-        ) from error
+    with decoding(f"{path.name} is not a table with the columns {', '.join(columns)}", "download it again"):
+        text = io.StringIO(read_file(path, MAX_TABLE_BYTES).decode("utf-8-sig"), newline="")
+        return [[row[column] or "" for column in columns] for row in csv.DictReader(text)]
 
 
 def _to_ints(texts: list[str], path: Path) -> list[int]:
     try:
-        return [int(text) for text in texts]
+        return [whole_number(text, highest=readers.MAX_IMAGES) for text in texts]
     except ValueError as error:
-        raise DataError(f"{path.name} holds text instead of a number ({error}); download it again") from error
+        raise DataError(f"{path.name} holds {error}; download it again") from error

@@ -11,19 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
 from fer_utils.data.cache import digest
 from fer_utils.data.constants import EMOTIONS, SPLITS
 from fer_utils.data.dataset import FaceDataset
-from fer_utils.data.readers import IMAGE_FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_SIDE, cut_validation, is_hidden
+from fer_utils.data.readers import MAX_IMAGE_BYTES, cut_validation, decode_image, is_hidden
 from fer_utils.errors import DataError
+from fer_utils.files import decoding, read_file, readable
 from fer_utils.paths import project_path
 
 SIDE = 100
 CLASSES = ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral")  # numbers 1 to 7
 OFFICIAL_COUNTS = {"train": 12_271, "test": 3_068}
 LABEL_LIST = Path("EmoLabel") / "list_patition_label.txt"  # the typo is in the original
+MAX_TABLE_BYTES = 10_000_000  # of a list of labels, which has 0.3 MB
 HOW_TO_GET = "ask its authors for the basic set and give the folder that holds it"
 
 
@@ -45,14 +46,12 @@ def load_rafdb(path: str | Path) -> RafDB:
 
     DataError if the folder holds no RAF-DB, or if a label or an image cannot be used.
     """
-    root, form = find_rafdb(path)
-    try:
+    with readable(path):
+        root, form = find_rafdb(path)
         entries = read_label_list(root) if form == "original" else read_class_folders(root)
-        _require_classes(entries, root)
-        entries.sort(key=lambda entry: (SPLITS.index(entry.split), entry.file.name))
-        decoded = [decode_face(entry.file) for entry in entries]
-    except OSError as error:
-        raise DataError(f"{error.filename or root} cannot be read ({error.strerror}); check its permissions") from error
+    _require_classes(entries, root)
+    entries.sort(key=lambda entry: (SPLITS.index(entry.split), entry.file.name))
+    decoded = [decode_face(entry.file) for entry in entries]
     return _assemble(entries, np.stack([image for image, _ in decoded]), sum(changed for _, changed in decoded))
 
 
@@ -78,7 +77,7 @@ def read_label_list(root: Path) -> list[Entry]:
     """List the images of the original layout: "train_00001.jpg 5" stands for Image/aligned/train_00001_aligned.jpg."""
     source = root / LABEL_LIST
     entries, seen = [], set()
-    lines = source.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = read_file(source, MAX_TABLE_BYTES).decode("utf-8-sig", errors="replace").splitlines()
     if lines and lines[0].lower().startswith(("version https://git-lfs", "<!doctype", "<html")):
         raise DataError(f"{source} is a git-LFS pointer or a web page, not the labels; download it again")
     for number, line in enumerate(lines, 1):
@@ -108,7 +107,7 @@ def read_class_folders(root: Path) -> list[Entry]:
             Entry(file, split, label_of(folder.name, f"{folder}"))
             for folder in sorted((base / split).glob("[1-7]"))
             for file in sorted(folder.iterdir())
-            if file.is_file() and not is_hidden(file.name)
+            if not file.is_dir() and not is_hidden(file.name)
         ]
         for place in dict.fromkeys((root, base)):
             if (place / f"{split}_labels.csv").is_file():
@@ -134,24 +133,8 @@ def label_of(text: str, where: str) -> int:
 
 def decode_face(file: Path) -> tuple[np.ndarray, bool]:
     """Decode an image file to (3,100,100) uint8; also return whether it had to be converted."""
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_IMAGE_BYTES + 1)
-        if len(data) > MAX_IMAGE_BYTES:
-            raise ValueError(f"more than {MAX_IMAGE_BYTES:,} bytes")
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-            if max(image.size) > MAX_IMAGE_SIDE or image.mode.startswith(("I", "F")):
-                raise ValueError(f"{image.width} x {image.height} pixels of type {image.mode}")
-            fits = image.mode == "RGB" and image.size == (SIDE, SIDE)
-            face = image if fits else image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-            return np.asarray(face).transpose(2, 0, 1), not fits
-    except (Image.UnidentifiedImageError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise DataError(f"{file} is not a readable image ({reason}); replace it") from error
-    except OSError as error:
-        if error.filename:  # the file cannot be opened; its content is not the problem
-            raise
-        raise DataError(f"{file} is not a readable image ({error}); replace it") from error
+    face, converted = decode_image(read_file(file, MAX_IMAGE_BYTES), str(file), mode="RGB", side=SIDE)
+    return face.transpose(2, 0, 1), converted
 
 
 def _require_files(entries: list[Entry], source: str) -> None:
@@ -164,11 +147,14 @@ def _require_files(entries: list[Entry], source: str) -> None:
 
 def _compare(images: list[Entry], table: Path) -> None:
     """Raise DataError unless a table with the columns image and label lists exactly these files and labels."""
-    with table.open(encoding="utf-8-sig", newline="", errors="replace") as stream:
-        rows = list(csv.DictReader(stream))
+    with decoding(f"{table.name} cannot be read as a table", "download it again"):
+        text = io.StringIO(read_file(table, MAX_TABLE_BYTES).decode("utf-8-sig", errors="replace"), newline="")
+        rows = list(csv.DictReader(text))
     if not rows or not {"image", "label"} <= set(rows[0]):
         raise DataError(f"{table.name} should have the columns image and label; download it again")
-    listed = {row["image"]: label_of(row["label"] or "", f"{table.name}, row {i},") for i, row in enumerate(rows, 1)}
+    listed = {
+        row["image"] or "": label_of(row["label"] or "", f"{table.name}, row {i},") for i, row in enumerate(rows, 1)
+    }
     here = {entry.file.name: entry.label for entry in images}
     differ = sorted(name for name in {*listed, *here} if listed.get(name) != here.get(name))
     if differ:

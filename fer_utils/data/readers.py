@@ -4,14 +4,14 @@
 raises a `DataError` with one sentence: what is wrong, where, and how to fix it.
 """
 
+import contextlib
 import csv
 import io
 import os
 import stat
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from fer_utils.data.constants import EMOTIONS, IMAGE_SIZE
-from fer_utils.errors import DataError
+from fer_utils.errors import DataError, printable
+from fer_utils.files import decoding, open_file, whole_number
 
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
 PIXELS = IMAGE_SIZE * IMAGE_SIZE
@@ -30,6 +31,7 @@ VAL_SEED = 2013
 MAX_TOTAL_BYTES = 2_000_000_000
 MAX_IMAGE_BYTES = 16_000_000
 MAX_IMAGE_SIDE = 4096
+MAX_IMAGES = 100_000  # also the lines of a CSV
 MAX_LINE_BYTES = 131_072  # the csv module refuses longer fields
 
 USAGES = {"training": 0, "publictest": 1, "privatetest": 2}
@@ -43,8 +45,6 @@ CLASS_FOLDERS = {name: label for label, name in enumerate(EMOTIONS)} | {
     "surprised": 5,
 }
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")
-# RuntimeError: the zip needs a password or an unknown compression method.
-DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,48 +61,43 @@ class RawFaces:
 
 def read_source(path: Path) -> RawFaces:
     """Read FER2013 from a CSV file, a zip or a folder; the content decides which it is."""
-    kind = sniff(path)
-    if kind == "folder":
+    if path.is_dir():
         return read_folder(path)
-    if kind == "zip":
-        return read_zip(path)
-    with path.open("rb") as stream:
-        return read_csv(stream, path.name)
+    with open_file(path) as stream:
+        read = read_zip if sniff(stream, path.name) == "zip" else read_csv
+        return read(stream, path.name)
 
 
 def is_fer2013(path: Path) -> bool:
-    """Check whether a file or folder looks like FER2013, by its header or folder names; no image is decoded."""
-    try:
-        kind = sniff(path)
-        if kind == "folder":
-            return any(place_of(name) for name, _ in walk_folder(path, depth=3))
-        if kind == "zip":
-            with zipfile.ZipFile(path) as archive:
-                return any(place_of(name) or _parts(name)[-1] in CSV_NAMES for name in archive.namelist())
-        with path.open("rb") as stream:
-            find_columns(_open_text(stream).readline(MAX_LINE_BYTES), path.name)
-        return True
-    except (DataError, *DAMAGED_ZIP):
-        return False
+    """Check whether a file or folder looks like FER2013, by its header or folder names; no image is decoded.
 
-
-def sniff(path: Path) -> str:
-    """Return "folder", "zip" or "csv", by content; DataError for files that are often mistaken for the CSV."""
+    DataError or OSError if it cannot be opened at all.
+    """
     if path.is_dir():
-        return "folder"
-    with path.open("rb") as stream:
-        head = stream.read(512)
+        return any(place_of(name) for name, _ in walk_folder(path, depth=3))
+    with open_file(path) as stream, contextlib.suppress(DataError):
+        if sniff(stream, path.name) == "zip":
+            names = open_zip(stream, path.name).namelist()
+            return any(place_of(name) or _parts(name)[-1] in CSV_NAMES for name in names)
+        find_columns(_open_text(stream).readline(MAX_LINE_BYTES), path.name)
+        return True
+    return False
+
+
+def sniff(stream: io.BufferedReader, where: str) -> str:
+    """Return "zip" or "csv", by content; DataError for files that are often mistaken for the CSV."""
+    head = stream.peek(512)[:512]
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "zip"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not head:
-        raise DataError(f"{path.name} is empty; download it again")
+        raise DataError(f"{where} is empty; download it again")
     if text.startswith(b"version https://git-lfs"):
-        raise DataError(f"{path.name} is a git-LFS pointer, not the data; fetch the file itself with 'git lfs pull'")
+        raise DataError(f"{where} is a git-LFS pointer, not the data; fetch the file itself with 'git lfs pull'")
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise DataError(f"{path.name} is a web page, probably a log-in page; log in to Kaggle and download it again")
+        raise DataError(f"{where} is a web page, probably a log-in page; log in to Kaggle and download it again")
     if head.startswith(b"\x1f\x8b"):
-        raise DataError(f"{path.name} is a gzip archive; unpack it (tar xf) and use the fer2013.csv inside")
+        raise DataError(f"{where} is a gzip archive; unpack it (tar xf) and use the fer2013.csv inside")
     return "csv"
 
 
@@ -121,10 +116,10 @@ def read_csv(stream: BinaryIO, where: str) -> RawFaces:
         try:
             faces.append(parse_row(row, columns))
         except (ValueError, IndexError, KeyError):
-            fault, example = explain_row(row, columns)
-            faults.setdefault(fault, (example, []))[1].append(number)
+            name, example = explain_row(row, columns)
+            faults.setdefault(name, Fault(name, example)).count_row(number)
     if faults:
-        raise DataError(_describe_faults(faults, where, last_row=number))
+        raise DataError(next(iter(faults.values())).describe(where, last_row=number))
     if not faces:
         raise DataError(f"{where} has a header but no rows; download it again")
     images, labels, split_ids = zip(*faces, strict=True)
@@ -135,6 +130,34 @@ def read_csv(stream: BinaryIO, where: str) -> RawFaces:
         np.array([f"row {i}" for i in range(len(faces))]),
         form="icml_csv" if columns[2] < columns[1] else "csv",
     )
+
+
+@dataclass
+class Fault:
+    """One kind of fault in a CSV."""
+
+    name: str  # as in "3 rows have <name>"
+    example: str  # from the first of its rows
+    count: int = 0  # of its rows
+    rows: list[int] = field(default_factory=list)  # the numbers of the first five
+
+    def count_row(self, number: int) -> None:
+        """Add a row with this fault."""
+        self.count += 1
+        if len(self.rows) < 5:
+            self.rows.append(number)
+
+    def describe(self, where: str, last_row: int) -> str:
+        """Return the sentence about this fault. last_row: of the CSV."""
+        if self.rows == [last_row]:
+            what = f"row {last_row}, the last one, has {self.name} ({self.example})"
+            return f"{where}: {what}; if it is cut off, download it again"
+        count = "1 row has" if self.count == 1 else f"{self.count:,} rows have"
+        numbers = ", ".join(map(str, self.rows)) + (", ..." if self.count > 5 else "")
+        return (
+            f"{where}: {count} {self.name} (for example {self.example}): row {numbers}, where row 0 is the first below "
+            "the header; correct the file or download it again"
+        )
 
 
 def find_columns(header: str, where: str) -> tuple[str, tuple[int, int, int]]:
@@ -152,9 +175,9 @@ def find_columns(header: str, where: str) -> tuple[str, tuple[int, int, int]]:
 def parse_row(row: list[str], columns: tuple[int, int, int]) -> tuple[np.ndarray, int, int]:
     """Return image (48,48) uint8, label and split id of a row; ValueError, IndexError or KeyError for a bad row."""
     emotion, text, usage = (row[column] for column in columns)
-    label, digits = int(emotion), text.replace(" ", "")
-    if not (0 <= label < len(EMOTIONS) and digits.isascii() and digits.isdecimal()):
-        raise ValueError("not a label, or not whole numbers")
+    label, digits = whole_number(emotion, highest=len(EMOTIONS) - 1), text.replace(" ", "")
+    if not (digits.isascii() and digits.isdecimal()):
+        raise ValueError("not whole numbers")
     pixels = np.fromstring(text, np.int64, sep=" ")  # 64 bits, so that 256 is refused instead of wrapping around to 0
     if pixels.max() > 255:
         raise ValueError("out of range")
@@ -186,18 +209,6 @@ def _split_lines(lines: Iterator[str], separator: str, where: str) -> Iterator[l
         raise DataError(f"{where}: line {rows.line_num} cannot be read ({error}); download the file again") from error
 
 
-def _describe_faults(faults: dict[str, tuple[str, list[int]]], where: str, last_row: int) -> str:
-    fault, (example, rows) = next(iter(faults.items()))
-    if rows == [last_row]:
-        return f"{where}: row {last_row}, the last one, has {fault} ({example}); if it is cut off, download it again"
-    count = "1 row has" if len(rows) == 1 else f"{len(rows):,} rows have"
-    numbers = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-    return (
-        f"{where}: {count} {fault} (for example {example}): row {numbers}, where row 0 is the first below the header; "
-        "correct the file or download it again"
-    )
-
-
 def _open_text(stream: BinaryIO) -> TextIO:
     head = stream.peek(2)[:2]
     encoding = "utf-16" if head in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -205,9 +216,11 @@ def _open_text(stream: BinaryIO) -> TextIO:
 
 
 def _capped_lines(text: TextIO, where: str) -> Iterator[str]:
-    total = 0
+    total = number = 0
     while line := text.readline(MAX_LINE_BYTES):
-        total += len(line)
+        total, number = total + len(line), number + 1
+        if number > MAX_IMAGES:
+            raise DataError(f"{where} holds more than {MAX_IMAGES:,} lines, so it is not FER2013 (35,888)")
         if total > MAX_TOTAL_BYTES:
             raise DataError(f"{where} holds more than {MAX_TOTAL_BYTES:,} bytes, so it is not FER2013 (0.3 GB)")
         yield line
@@ -216,27 +229,29 @@ def _capped_lines(text: TextIO, where: str) -> Iterator[str]:
 # --- Images in a zip or a folder --------------------------------------------------------------------------------------
 
 
-def read_zip(path: Path) -> RawFaces:
+def read_zip(stream: BinaryIO, where: str) -> RawFaces:
     """Read train/<class>/* and test/<class>/* from a zip, or the CSV in it, without unpacking it to disk."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            for member in members:
-                _refuse_unsafe(member, path.name)
-            tables = [m for name in CSV_NAMES for m in members if _parts(m.filename)[-1] == name]
-            if tables and not any(place_of(member.filename) for member in members):
-                with archive.open(tables[0]) as stream:
-                    return read_csv(stream, f"{path.name}/{tables[0].filename}")
-            names = [member.filename for member in members if not member.is_dir()]
-            return _read_images(names, _ZipReader(archive, path.name), path.name, form="zip")
-    except DAMAGED_ZIP as error:
-        raise DataError(f"{path.name} is a damaged or unfinished zip ({error}); download it again") from error
+    archive = open_zip(stream, where)
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    _refuse_unsafe(members, where)
+    names = [member.filename for member in members]
+    tables = [name for table in CSV_NAMES for name in names if _parts(name)[-1] == table]
+    if tables and not any(map(place_of, names)):
+        with decoding(f"{where}/{tables[0]} cannot be read", "download the zip again"):
+            return read_csv(archive.open(tables[0]), f"{where}/{tables[0]}")
+    return _read_images(names, _CappedReader(archive.open, where), where, form="zip")
+
+
+def open_zip(stream: BinaryIO, where: str) -> zipfile.ZipFile:
+    """Read the list of files in a zip; DataError if it is damaged."""
+    with decoding(f"{where} is a damaged or unfinished zip", "download it again"):
+        return zipfile.ZipFile(stream)
 
 
 def read_folder(root: Path) -> RawFaces:
     """Read train/<class>/* and test/<class>/* below a folder."""
     names = [name for name, _ in walk_folder(root)]
-    return _read_images(names, lambda name: (root / name).read_bytes(), root.name, form="folder")
+    return _read_images(names, _CappedReader(lambda name: open_file(root / name), root.name), root.name, form="folder")
 
 
 def walk_folder(root: Path, depth: int = 4, prefix: str = "") -> Iterator[tuple[str, os.DirEntry]]:
@@ -269,18 +284,21 @@ def is_hidden(name: str) -> bool:
     return parts[-1].lower() in ("thumbs.db", "desktop.ini") or any(p.startswith((".", "__MACOSX")) for p in parts)
 
 
-def decode_image(data: bytes, where: str) -> tuple[np.ndarray, bool]:
-    """Decode an image file to (48,48) uint8 gray levels; also return whether it had to be converted."""
-    try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-            if max(image.size) > MAX_IMAGE_SIDE or image.mode.startswith(("I", "F")):
-                raise ValueError(f"{image.width} x {image.height} pixels of type {image.mode}")
-            if image.mode == "L" and image.size == (IMAGE_SIZE, IMAGE_SIZE):
-                return np.asarray(image), False
-            return np.asarray(image.convert("L").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)), True
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise DataError(f"{where} is not a readable image ({reason}); replace or delete it") from error
+def decode_image(data: bytes, where: str, mode: str = "L", side: int = IMAGE_SIZE) -> tuple[np.ndarray, bool]:
+    """Decode an image file to (side,side) or (side,side,3) uint8; also return whether it had to be converted.
+
+    mode: "L" for gray levels, "RGB" for colors.
+    """
+    with decoding(f"{where} is not a readable image", "replace or delete it"):
+        try:
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        except Image.UnidentifiedImageError:
+            raise ValueError("unknown format") from None
+        if max(image.size) > MAX_IMAGE_SIDE or image.mode.startswith(("I", "F")):
+            raise ValueError(f"{image.width} x {image.height} pixels of type {image.mode}")
+        if image.mode == mode and image.size == (side, side):
+            return np.asarray(image), False
+        return np.asarray(image.convert(mode).resize((side, side), Image.Resampling.BILINEAR)), True
 
 
 def cut_validation(labels: np.ndarray, split_ids: np.ndarray) -> np.ndarray:
@@ -304,9 +322,8 @@ def _read_images(names: list[str], read: Callable[[str], bytes], where: str, for
     notes = []
     left_out = [name for name in names if _is_in_split_folder(name) and not (place_of(name) or is_hidden(name))]
     if left_out:
-        notes.append(
-            f"{len(left_out):,} files are in none of the seven class folders, such as {min(left_out)}: left out"
-        )
+        example = printable(min(left_out))
+        notes.append(f"{len(left_out):,} files are in none of the seven class folders, such as {example}: left out")
     if converted:
         notes.append(f"{converted:,} images were not 48x48 gray and were converted")
     if not (split_ids == 1).any():
@@ -320,6 +337,8 @@ def _find_images(names: list[str], where: str) -> list[tuple[int, int, str, str]
     files = sorted((*place, name) for name in names if (place := place_of(name)))
     if not files:
         raise DataError(f"{where} is not FER2013: it holds neither train/<class>/ and test/<class>/ nor fer2013.csv")
+    if len(files) > MAX_IMAGES:
+        raise DataError(f"{where} holds more than {MAX_IMAGES:,} images, so it is not FER2013 (35,887)")
     roots = sorted({"/".join(_parts(name)[:-3]) or "." for *_, name in files})
     if len(roots) > 1:
         raise DataError(f"{where} holds more than one data set, in {roots[0]} and {roots[1]}; keep one of them")
@@ -330,30 +349,34 @@ def _is_in_split_folder(name: str) -> bool:
     return _parts(name)[-3:][0].lower() in SPLIT_FOLDERS
 
 
-class _ZipReader:
-    """Reads members of a zip and counts the bytes that come out: the sizes written in the zip may be wrong."""
+class _CappedReader:
+    """Reads files of a zip or a folder and counts their bytes: the sizes written in a zip may be wrong."""
 
-    def __init__(self, archive: zipfile.ZipFile, where: str) -> None:
-        self.archive, self.where, self.total = archive, where, 0
+    def __init__(self, open_member: Callable[[str], BinaryIO], where: str) -> None:
+        self.open_member, self.where, self.total = open_member, where, 0
 
     def __call__(self, name: str) -> bytes:
-        try:
-            with self.archive.open(name) as stream:
-                data = stream.read(MAX_IMAGE_BYTES + 1)
-        except DAMAGED_ZIP as error:
-            raise DataError(f"{self.where}/{name} cannot be read ({error}); download the zip again") from error
+        problem, fix = f"{self.where}/{name} cannot be read", "replace it or download the data again"
+        with decoding(problem, fix), self.open_member(name) as stream:
+            data = stream.read(MAX_IMAGE_BYTES + 1)
         self.total += len(data)
         if len(data) > MAX_IMAGE_BYTES or self.total > MAX_TOTAL_BYTES:
-            raise DataError(f"{self.where}/{name} unpacks to far more than FER2013 can hold; refused as a zip bomb")
+            raise DataError(f"{self.where}/{name} holds far more bytes than FER2013; replace it with the original")
         return data
 
 
-def _refuse_unsafe(member: zipfile.ZipInfo, where: str) -> None:
-    parts = _parts(member.filename)
-    if parts[0] == "" or parts[0].endswith(":") or ".." in parts:
-        raise DataError(f"{where} holds the unsafe path {member.filename!r}; download the original zip from Kaggle")
-    if stat.S_ISLNK(member.external_attr >> 16):
-        raise DataError(f"{where} holds the link {member.filename!r}; download the original zip from Kaggle")
+def _refuse_unsafe(members: list[zipfile.ZipInfo], where: str) -> None:
+    """Raise DataError for paths that leave the folder, links, and files that occur twice."""
+    seen, original = set(), "download the original zip from Kaggle"
+    for member in members:
+        parts = _parts(member.filename)
+        if parts[0] == "" or parts[0].endswith(":") or ".." in parts:
+            raise DataError(f"{where} holds the unsafe path {member.filename!r}; {original}")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise DataError(f"{where} holds the link {member.filename!r}; {original}")
+        if tuple(parts) in seen:
+            raise DataError(f"{where} holds {'/'.join(parts)!r} twice; {original}")
+        seen.add(tuple(parts))
 
 
 def _parts(name: str) -> list[str]:

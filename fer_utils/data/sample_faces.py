@@ -263,6 +263,25 @@ def _follow_smoothly(weights: dict[str, np.ndarray], points: np.ndarray, n_face:
 # --- One face ---------------------------------------------------------------------------------------------------------
 
 
+def draw_examples() -> list[np.ndarray]:
+    """Draw the portrait with each expression of ARCHETYPES, without variation: seven pictures (240,240,3) uint8."""
+    portrait = load_portrait()
+    pictures = [_draw_example(portrait, archetype) for archetype in ARCHETYPES.values()]
+    return [cv2.resize(picture, (240, 240), interpolation=cv2.INTER_AREA) for picture in pictures]
+
+
+def _draw_example(portrait: Portrait, archetype: dict[str, float]) -> np.ndarray:
+    units = {unit: archetype.get(unit, 0.0) for unit in ACTION_UNITS}
+    points = portrait.mesh[:, :2] + np.einsum("u,uspd->pd", list(units.values()), portrait.moves)
+    folds = portrait.folds * max(0.3, units["AU9"], units["AU10"], units["AU12"])
+    creases = sum(35 * units[unit] * crease for unit, crease in portrait.creases.items())
+    canvas = _warp((portrait.skin + folds - creases).astype(np.float32), portrait.mesh[:, :2], points, CROP)
+    _paint_eyes(canvas, points, portrait.eye_distance)
+    _paint_mouth(canvas, points, portrait.eye_distance, units)
+    gray = np.clip(canvas, 0, 255).astype(np.uint8)
+    return cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
+
+
 def _draw_face(
     portrait: Portrait, archetype: dict[str, float], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -310,16 +329,16 @@ def _make_up(portrait: Portrait, units: dict[str, float], rng: np.random.Generat
     return skin * (1 - brows * portrait.brows) * (1 - lips * portrait.lips)
 
 
-def _warp(picture: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Move the points (P,2) of the picture to their targets on the canvas, together with the triangles between them."""
+def _warp(picture: np.ndarray, source: np.ndarray, target: np.ndarray, side: int = CANVAS) -> np.ndarray:
+    """Move the points (P,2) of the picture to their targets on a canvas, together with the triangles between them."""
     source, target = (np.delete(points, IRIS_POINTS, axis=0) for points in (source, target))  # lids may cover an iris
     mesh = Triangulation(*target.T)
-    y, x = np.mgrid[1.5:CANVAS:3, 1.5:CANVAS:3]  # every third pixel is fine enough and nine times as fast
+    y, x = np.mgrid[1.5:side:3, 1.5:side:3]  # every third pixel is fine enough and nine times as fast
     triangle = mesh.get_trifinder()(x, y)
     planes = np.stack([mesh.calculate_plane_coefficients(column) for column in source.T])  # (2,T,3)
     a, b, c = planes[:, triangle].transpose(3, 1, 2, 0)
     where = a * x[..., None] + b * y[..., None] + c - 0.5
-    return cv2.remap(picture, cv2.resize(where.astype(np.float32), (CANVAS, CANVAS)), None, cv2.INTER_LINEAR)
+    return cv2.remap(picture, cv2.resize(where.astype(np.float32), (side, side)), None, cv2.INTER_LINEAR)
 
 
 def _blend(canvas: np.ndarray, paint: np.ndarray, mask: np.ndarray) -> None:
@@ -334,7 +353,7 @@ def _paint_eyes(canvas: np.ndarray, points: np.ndarray, eye_distance: float) -> 
         disc = np.zeros(canvas.shape, np.uint8)
         center, radius = np.round(middle * 16).astype(int).tolist(), round(0.085 * eye_distance * 16)
         cv2.circle(disc, center, radius, 255, -1, cv2.LINE_AA, shift=4)
-        _blend(canvas, 165 - 130 * _soften(disc, 1.0), 0.8 * _soft_shape(CANVAS, top, bottom, 1.0))
+        _blend(canvas, 165 - 130 * _soften(disc, 1.0), 0.8 * _soft_shape(len(canvas), top, bottom, 1.0))
 
 
 def _paint_mouth(canvas: np.ndarray, points: np.ndarray, eye_distance: float, units: dict[str, float]) -> None:
@@ -342,9 +361,9 @@ def _paint_mouth(canvas: np.ndarray, points: np.ndarray, eye_distance: float, un
     top, bottom = points[MOUTH[0]], points[MOUTH[1]]
     length = 0.1 * eye_distance * min(1, units["AU12"] + 0.7 * units["AU20"])
     teeth = top + np.outer(np.sin(np.linspace(0, np.pi, len(top))) ** 0.5, [0, length])
-    inside = 35 + 150 * _soft_shape(CANVAS, top, teeth, 1.2)
+    inside = 35 + 150 * _soft_shape(len(canvas), top, teeth, 1.2)
     opened = np.clip((bottom - top)[:, 1].max() / 4, 0, 1)
-    _blend(canvas, inside, opened * _soft_shape(CANVAS, top, bottom, 0.8))
+    _blend(canvas, inside, opened * _soft_shape(len(canvas), top, bottom, 0.8))
 
 
 def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

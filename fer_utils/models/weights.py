@@ -3,28 +3,34 @@
 import json
 import os
 import pickle
+import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from fer_utils.data.constants import EMOTIONS
 from fer_utils.errors import TrainingError
+from fer_utils.files import decoding, require_file
 from fer_utils.models.build import build_model
+
+ABOUT = ("spec", "classes", "origin")  # what is saved along with weights
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the weights of a trained model with its spec and the names of its outputs.
+    """Write the weights of a trained model with its spec, the names of its outputs, and its origin.
 
-    load_weights and load_model read such a file.
+    The origin says what the model was trained on and how good it is on val, see Experiment.train. load_weights and
+    load_model read such a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
-    torch.save({**_identity(model), "weights": model.state_dict()}, unfinished)
+    torch.save({**_about(model), "weights": model.state_dict()}, unfinished)
     os.replace(unfinished, path)
 
 
@@ -36,7 +42,7 @@ def save_compact(model: nn.Module, path: Path) -> None:
     """
     weights = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished, about = path.with_suffix(".tmp"), {k: json.dumps(v) for k, v in _identity(model).items()}
+    unfinished, about = path.with_suffix(".tmp"), {k: json.dumps(v) for k, v in _about(model).items()}
     save_file({name: t.contiguous() for name, t in weights.items()}, unfinished, metadata=about)
     os.replace(unfinished, path)
 
@@ -47,11 +53,13 @@ def load_model(path: str | Path) -> nn.Module:
     Raises TrainingError if the file is missing or damaged, or if the network cannot be built from its spec alone.
     """
     state = _read_weights(path)
-    try:
-        model = build_model(state["spec"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise TrainingError(f"{path} holds a network that cannot be built here ({error})") from None
-    return _fill(model, state, path)
+    with _using(path):
+        with torch.device("meta"):  # takes no memory, whatever sizes the file claims
+            outline = build_model(state["spec"])
+        require_same(signature(outline), _signature(state), path)
+        model = _fill(build_model(state["spec"]), state, path)
+    model.origin = state.get("origin", {})
+    return model
 
 
 def load_classifier(path: str | Path) -> nn.Module:
@@ -67,11 +75,26 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
 
     Raises TrainingError if the file is missing or damaged, or has another spec or class order.
     """
-    return _fill(model, _read_weights(path), path)
+    state = _read_weights(path)
+    with _using(path):
+        return _fill(model, state, path)
+
+
+def read_origin(path: str | Path) -> dict:
+    """Read only the origin of saved weights, see save_weights; {} for a file without one, or a damaged file."""
+    try:
+        return _read_weights(path).get("origin", {})
+    except TrainingError:
+        return {}
+
+
+def _using(path: str | Path) -> AbstractContextManager[None]:
+    return decoding(f"{path} holds a network that cannot be used here", "train it again", TrainingError)
 
 
 def _fill(model: nn.Module, state: dict, path: str | Path) -> nn.Module:
     require_same(signature(model), _signature(state), path)
+    _require_finite(state["weights"], path)
     model.load_state_dict(state["weights"])
     return model.eval()
 
@@ -89,8 +112,10 @@ def load_backbone(model: nn.Module, path: str | Path) -> nn.Module:
         raise TrainingError(f'there is no "backbone" in {where}; both networks need a backbone and a head')
     expected = {"stem": _stem(_identity(model)["spec"])} | _shapes(here)
     actual = {"stem": _stem(state["spec"])} | _shapes(there)
-    require_same(expected, actual, path)
-    model.load_state_dict(there, strict=False)
+    with _using(path):
+        require_same(expected, actual, path)
+        _require_finite(there, path)
+        model.load_state_dict(there, strict=False)
     return model
 
 
@@ -110,34 +135,56 @@ def _backbone(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _read_weights(path: str | Path) -> dict:
     """Read a file of save_weights or save_compact; TrainingError if it is missing or damaged."""
     path = Path(path)
-    state = (_read_compact if path.suffix == ".safetensors" else read_torch_file)(path) if path.exists() else None
-    if not isinstance(state, dict) or not state.keys() >= {"spec", "classes", "weights"}:
-        raise TrainingError(f"{path} is missing or damaged; run the notebook that trains this model to make it")
-    return state
+    fix = "run the notebook that trains this model to make it"
+    if not path.exists():
+        raise TrainingError(f"{path} is missing; {fix}")
+    with decoding(f"{path} is damaged", fix, TrainingError):
+        state = _read_compact(path) if path.suffix == ".safetensors" else read_torch_file(path)
+        _require_state(state)
+        return state
 
 
-def read_torch_file(path: Path) -> dict | None:
-    """Read a file of torch.save; if it is damaged, print a line and return None.
+def read_torch_file(path: Path) -> object:
+    """Read a file of torch.save; an error of any class if it is damaged, so call it inside a block of `decoding`.
 
-    weights_only refuses pickles that contain code; such a file counts as damaged.
+    weights_only refuses pickles that contain code. torch.save does not compress, so a compressed file is an attack.
     """
+    require_file(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("it is compressed, and PyTorch does not write such files")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        print(f"{path.name} cannot be read ({type(error).__name__}) and is ignored", flush=True)
-        return None
+    except pickle.UnpicklingError:  # its message explains how to run the code all the same
+        raise ValueError("it holds code, or was not written by torch.save") from None
 
 
-def _read_compact(path: Path) -> dict | None:
-    """Read a file of save_compact in single precision; if it is damaged, print a line and return None."""
-    try:
-        with safe_open(path, "pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            about = {key: json.loads(file.metadata()[key]) for key in ("spec", "classes")}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        print(f"{path.name} cannot be read ({type(error).__name__}) and is ignored", flush=True)
-        return None
+def _read_compact(path: Path) -> dict:
+    """Read a file of save_compact in single precision."""
+    require_file(path)
+    with safe_open(path, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        about = {key: json.loads(text) for key, text in file.metadata().items() if key in ABOUT}
     return about | {"weights": {k: t.float() if t.is_floating_point() else t for k, t in weights.items()}}
+
+
+def _require_state(state: object) -> None:
+    """Raise TypeError or KeyError unless a state has the entries of save_weights, of the right types."""
+    spec, classes, weights = (state[key] for key in ("spec", "classes", "weights"))
+    types = [(spec["name"], str), (spec["options"], Mapping), (classes, list), (weights, Mapping)]
+    types += [(state.get("origin", {}), Mapping)]
+    types += [(name, str) for name in (*classes, *weights)]
+    types += [(tensor, torch.Tensor) for tensor in weights.values()]
+    for value, expected in types:
+        if not isinstance(value, expected):
+            raise TypeError(f"it holds a {type(value).__name__} in place of a {expected.__name__}")
+
+
+def _require_finite(weights: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    bad = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    if bad:
+        raise TrainingError(f"{path} holds weights that are not finite, such as {bad[0]}; train this model again")
 
 
 def signature(model: nn.Module) -> dict:
@@ -145,8 +192,13 @@ def signature(model: nn.Module) -> dict:
     return _signature({**_identity(model), "weights": model.state_dict()})
 
 
+def _about(model: nn.Module) -> dict:
+    """Return what is saved along with weights: identity and origin."""
+    return _identity(model) | {"origin": getattr(model, "origin", {})}
+
+
 def _identity(model: nn.Module) -> dict:
-    """Return what is saved along with weights: the spec and the names of the outputs."""
+    """Return what must agree when weights are loaded, besides shapes: the spec and the names of the outputs."""
     spec = getattr(model, "spec", {"name": type(model).__name__, "options": {}})
     return {"spec": spec, "classes": list(getattr(model, "outputs", EMOTIONS))}
 

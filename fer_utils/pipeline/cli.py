@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-import logging
+import os
 import signal
 import sys
 import time
@@ -36,36 +36,53 @@ class ExitCode(IntEnum):
     FAILURE = 1  # a stage failed, or --verify found a problem
     NOT_STARTED = 2  # wrong options, unusable data, or another run in progress; argparse uses 2 as well
     OUT_OF_TIME = 3  # the time of --minutes is up, and something is left to do
-    INTERRUPTED = 130
+    INTERRUPTED = 130  # Ctrl-C, SIGTERM or a closed terminal
+    OUTPUT_CLOSED = 141  # nobody reads what it prints any more, as in ./run_all.sh --list | head -1
+
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(argv: Sequence[str] | None = None, root: Path = PROJECT_ROOT, stages: tuple[Stage, ...] = STAGES) -> ExitCode:
     """Do what the command line asks for; returns the exit code."""
+    with stop_once():
+        try:
+            try:
+                return run_command(argv, root, stages)
+            finally:
+                sys.stdout.flush()
+        except (UsageError, DataError) as error:
+            return end(f"run_all.sh: {error}", ExitCode.NOT_STARTED)
+        except KeyboardInterrupt:
+            message = "\nInterrupted. Published files are intact; the next ./run_all.sh continues from here."
+            return end(message, ExitCode.INTERRUPTED)
+        except BrokenPipeError:
+            return end("", ExitCode.OUTPUT_CLOSED)
+        except OSError as error:
+            message = f"run_all.sh: the run stopped: {error}. Repair this and run again; it continues from here"
+            return end(message, ExitCode.FAILURE)
+
+
+def run_command(argv: Sequence[str] | None, root: Path, stages: tuple[Stage, ...]) -> ExitCode:
+    """Parse the command line and do what it asks for; whatever stops this is raised."""
     options = parse_options(argv)
-    try:
-        if options.report or options.verify:
-            return handle_published(options, root)
-        if options.list:
-            print(describe_stages(stages))
-            return ExitCode.SUCCESS
-        return plan_and_run(options, root, stages)
-    except (UsageError, DataError) as error:
-        print(f"run_all.sh: {error}", file=sys.stderr)
-        return ExitCode.NOT_STARTED
-    except KeyboardInterrupt:
-        logging.getLogger("asyncio").disabled = True  # it would complain about the cell that was interrupted
-        message = "\nInterrupted. Published files are intact; the next ./run_all.sh continues from here."
-        print(message, file=sys.stderr)
-        return ExitCode.INTERRUPTED
+    if options.report or options.verify:
+        return handle_published(options, root)
+    if options.list:
+        print(describe_stages(stages))
+        return ExitCode.SUCCESS
+    return plan_and_run(options, root, stages)
 
 
 def plan_and_run(options: argparse.Namespace, root: Path, stages: tuple[Stage, ...]) -> ExitCode:
     """Plan a run, print the plan and, without --dry-run, run it."""
-    lock = contextlib.nullcontext() if options.dry_run else project_lock(root)
-    with sigterm_as_interrupt(), lock:
+    with contextlib.nullcontext() if options.dry_run else project_lock(root):
         deadline = time.time() + 60 * options.minutes
-        settings = make_settings(options, root, stages)
-        plan = make_plan(settings)
+        try:
+            settings = make_settings(options, root, stages)
+            plan = make_plan(settings)
+        except OSError as error:
+            raise UsageError(f"a file cannot be read: {error}") from None
         jobs = options.jobs or JOBS[settings.device]
         print(describe_plan(settings, plan, jobs))
         if options.dry_run:
@@ -81,13 +98,40 @@ def choose_exit_code(result: RunResult) -> ExitCode:
 
 
 @contextlib.contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM stop the run as Ctrl-C does, so that no kernel is left behind."""
-    earlier_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def stop_once() -> Iterator[None]:
+    """Let each of STOP_SIGNALS stop the run as Ctrl-C does, so that no kernel is left behind.
+
+    Only the first one counts: a second one would interrupt the end of the run. A signal that is ignored, as with nohup,
+    stays ignored.
+    """
+    earlier = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    handled = [number for number in STOP_SIGNALS if earlier[number] != signal.SIG_IGN]
+
+    def stop(*_: object) -> None:
+        for number in handled:
+            signal.signal(number, signal.SIG_IGN)
+        earlier.clear()  # the program ends soon, so they stay ignored
+        raise KeyboardInterrupt
+
+    for number in handled:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, earlier_handler)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def end(message: str, code: ExitCode) -> ExitCode:
+    """Print the last message, if somebody can still read it, and return the exit code."""
+    with contextlib.suppress(OSError):
+        print(message, end="\n" if message else "", file=sys.stderr, flush=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # closed; without this, Python would complain when it exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code
 
 
 # --- Options ----------------------------------------------------------------------------------------------------------
@@ -102,7 +146,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="run_all.sh",
         description="Run every notebook and build the report from the results. Up-to-date notebooks are skipped.",
         epilog="Exit codes: 0 success; 1 a notebook failed, or --verify found a problem; 2 nothing was started;"
-        " 3 out of time; 130 interrupted.",
+        " 3 out of time; 130 interrupted; 141 output closed.",
     )
     add_data_options(parser)
     add_selection_options(parser)
@@ -118,12 +162,13 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     data = parser.add_mutually_exclusive_group()
     data.add_argument(
         "--data",
+        type=path_text,
         default="auto",
         metavar="PATH",
         help="path of FER2013, or sample for the embedded sample; default: look in $FER_DATA and in data/",
     )
     data.add_argument("--download", action="store_true", help="download FER2013 from Kaggle first")
-    parser.add_argument("--rafdb", metavar="PATH", default="", help="folder of RAF-DB; notebook 11 then runs on it")
+    parser.add_argument("--rafdb", type=path_text, metavar="PATH", help="folder of RAF-DB; notebook 11 then runs on it")
     parser.add_argument(
         "--profile",
         choices=PROFILES,
@@ -183,6 +228,13 @@ def add_other_actions(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="check that every file of the report comes from a recorded run, then exit; needs no data",
     )
+
+
+def path_text(text: str) -> str:
+    """Return a path as it was given; an empty one is an error, because it would mean the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
 
 
 def number_of_at_least(minimum: float, kind: type) -> Callable[[str], float]:

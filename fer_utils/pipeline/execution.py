@@ -20,6 +20,7 @@ from PIL import Image
 
 from fer_utils.paths import atomic_write
 from fer_utils.pipeline.notebooks import UsageError
+from fer_utils.pipeline.outputs import shorten, shorten_line
 
 KERNEL = "python3"
 
@@ -112,16 +113,16 @@ def _find_prefix(executable: str) -> str | None:
 
 
 def run_notebook(
-    notebook: Path, target: Path, parameters: Mapping[str, object], cell_seconds: int, stdout: TextIO, stderr: TextIO
+    notebook: Path, target: Path, parameters: Mapping[str, object], cell_seconds: int, log: TextIO
 ) -> None:
     """Execute a notebook in its own folder and write it, with outputs, to `target`.
 
-    cell_seconds: the time limit of one cell. stdout, stderr: where the kernel's output goes while it runs.
+    cell_seconds: the time limit of one cell. log: where the kernel's output goes while it runs.
     StageFailed when a cell fails; `target` then holds the notebook up to that cell. TimeIsUp when training stopped
     because the run's time is up.
     """
     try:
-        _execute(notebook, target, parameters, cell_seconds=cell_seconds, stdout_file=stdout, stderr_file=stderr)
+        _execute(notebook, target, parameters, cell_seconds=cell_seconds, stdout_file=log, stderr_file=log)
     except Exception as error:  # papermill, nbclient and zmq raise many unrelated types when a kernel does not answer
         if getattr(error, "ename", "") == "OutOfTime":  # raised by fer_utils.training after an epoch
             raise TimeIsUp from error
@@ -161,7 +162,7 @@ def explain_error(error: Exception, cell_seconds: int) -> str:
     from papermill import PapermillExecutionError
 
     if isinstance(error, PapermillExecutionError):
-        return f"{error.ename}: {error.evalue}"
+        return shorten_line(f"{error.ename}: {error.evalue}")
     if isinstance(error, CellTimeoutError):
         return f"it ran longer than {cell_seconds / 60:.3g} minutes and was stopped"
     if isinstance(error, DeadKernelError):
@@ -182,7 +183,8 @@ def check_completed(notebook: Path) -> None:
     for number, cell in enumerate(_read_code_cells(notebook), start=1):
         errors = [output for output in cell["outputs"] if output["output_type"] == "error"]
         if errors:
-            raise StageFailed(f"{_describe_cell(number, cell)}: {errors[0]['ename']}: {errors[0]['evalue']}")
+            message = shorten_line(f"{errors[0]['ename']}: {errors[0]['evalue']}")
+            raise StageFailed(f"{_describe_cell(number, cell)}: {message}")
         if cell["execution_count"] is None:
             raise StageFailed(f"{_describe_cell(number, cell)}: it was not executed")
 
@@ -245,14 +247,6 @@ def _clean_cell(cell: dict) -> None:
         shrink_picture(data)
         if output["output_type"] == "stream":
             output["text"] = shorten("".join(output["text"]))
-
-
-def shorten(text: str, max_lines: int = 100) -> str:
-    """Replace the middle of a long text by the number of lines that it had; return a short text unchanged."""
-    lines, half = text.splitlines(keepends=True), max_lines // 2
-    if len(lines) <= max_lines:
-        return text
-    return "".join([*lines[:half], f"[... {len(lines) - 2 * half} lines left out ...]\n", *lines[-half:]])
 
 
 def shrink_picture(data: dict[str, str], limit: int = 100_000) -> None:

@@ -18,17 +18,18 @@ def project_lock(root: Path) -> Iterator[None]:
     The operating system releases the lock when its owner ends, for whatever reason. So neither the lock file nor the
     pid file says whether a run is in progress: both stay after a run.
     """
-    folder = root / "outputs" / "work"
-    lock = acquire_lock(folder)
+    lock = acquire_lock(root / "outputs" / "work")
     try:
-        atomic_write(folder / "pid", str(os.getpid()).encode())
         yield
     finally:
         lock.release()
 
 
 def acquire_lock(folder: Path) -> FileLock:
-    """Acquire the lock in a folder; UsageError when another run holds it or the folder cannot be written."""
+    """Acquire the lock in a folder and write this process's pid beside it.
+
+    UsageError when another run holds the lock, or when the folder cannot be written.
+    """
     path, pid_file = folder / "lock", folder / "pid"
     lock = FileLock(path, blocking=False)
     try:
@@ -36,9 +37,11 @@ def acquire_lock(folder: Path) -> FileLock:
         if path.is_symlink():
             raise UsageError(f"{path} is a link; delete it and run again")
         lock.acquire()
+        atomic_write(pid_file, str(os.getpid()).encode())
     except Timeout:
         owner = pid_file.read_text() if pid_file.is_file() else "unknown"
         raise UsageError(f"another run is in progress here (pid {owner}); wait until it ends, or stop it") from None
     except OSError as error:
-        raise UsageError(f"cannot write to {folder} ({error.strerror}); make it writable and run again") from None
+        lock.release()
+        raise UsageError(f"cannot write to {folder} ({error.strerror}); make this possible and run again") from None
     return lock

@@ -124,6 +124,8 @@ def check_value(name: str, value: object) -> object:
         raise UsageError(f"lr must be a number above 0, not {value}")
     if name == "seeds" and not value:
         raise UsageError("seeds must have at least one seed, for example [0]")
+    if name == "seeds" and len(set(value)) < len(value):
+        raise UsageError(f"seeds must differ from each other, not {value}: the same seed gives the same run again")
     return value
 
 

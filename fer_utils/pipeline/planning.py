@@ -118,7 +118,7 @@ def make_settings(options: argparse.Namespace, root: Path, stages: tuple[Stage, 
     data = choose_data(options)
     path = find_data(data)
     profile = choose_profile(options.profile, path, device)
-    rafdb = choose_rafdb(options.rafdb, defaults)
+    rafdb = choose_rafdb(options.rafdb or "", defaults)
     usual_folders = Folders.of(root, profile, custom=False)
     folders = Folders.of(root, profile, custom=bool(options.parameter))
     return Settings(
@@ -361,6 +361,16 @@ def estimate_minutes(settings: Settings, stage: Stage) -> float:
     if record and (record.depends["profile"], record.run["device"]) == (settings.profile, settings.device):
         return record.run["seconds"] / 60
     return stage.minutes[settings.profile]
+
+
+def measure_pace(plan: Iterable[PlannedStage], minutes: Mapping[str, float]) -> float:
+    """Return how many times as long as expected the finished stages took. minutes: finished stage -> measured time.
+
+    Before the first stage is finished this is 1.
+    """
+    finished = [item for item in plan if item.name in minutes]
+    expected = sum(item.minutes for item in finished)
+    return sum(minutes[item.name] for item in finished) / expected if expected else 1.0
 
 
 def estimate_chains(plan: Sequence[PlannedStage]) -> dict[str, float]:

@@ -69,8 +69,11 @@ def code_state(root: Path) -> dict[str, object]:
     if not (root / ".git").exists() and (commit := read_archived_commit(root)):
         return {"commit": commit, "dirty": None}
     commit = _git(root, "rev-parse", "HEAD")
-    changed = _git(root, "status", "--porcelain", "--no-renames", "--", ".", *(f":!{path}" for path in NOT_CODE))
-    return {"commit": commit or None, "dirty": None if changed is None else bool(changed)}
+    code = ("--", ".", *(f":!{path}" for path in NOT_CODE))
+    # Unlike git status, git diff does not list a notebook that was only saved with its outputs.
+    changed = _git(root, "diff", "--no-renames", "--name-only", "HEAD", *code)
+    untracked = _git(root, "ls-files", "--others", "--exclude-standard", *code)
+    return {"commit": commit or None, "dirty": None if changed is None else bool(changed or untracked)}
 
 
 def read_archived_commit(root: Path) -> str | None:

@@ -14,6 +14,7 @@ from fer_utils.pipeline.openings import FILE as OPENINGS
 from fer_utils.pipeline.openings import append_openings
 
 FREE_GIGABYTES = 4.0  # notebook 05 keeps about 2.5 GB of checkpoints while it trains in profile cpu
+REPORT_GIGABYTES = 0.1  # all of reports/, if it is on a file system of its own
 REPORT_PARTS = ("tables", "figures", "predictions")
 DERIVED = ("landmarks.npz",)  # checkpoints that are small enough for git, so that a clone has them
 DERIVED_MEGABYTES = 2.0  # the largest that such a file may be
@@ -67,12 +68,18 @@ def check_writable(folders: Folders) -> None:
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise UsageError(f"cannot write to {folder} ({error.strerror}); make it writable and run again") from None
-    free = shutil.disk_usage(folders.root).free / 1e9
-    if free < FREE_GIGABYTES:
-        raise UsageError(
-            f"only {free:.1f} GB of disk space are free at {folders.root}; a run needs {FREE_GIGABYTES:g} GB, so free"
-            " some space and run again"
-        )
+    # Each of these folders may be a file system of its own.
+    for folder, gigabytes in (
+        (folders.work, FREE_GIGABYTES),
+        (folders.outputs, FREE_GIGABYTES),
+        (folders.reports, REPORT_GIGABYTES),
+    ):
+        free = shutil.disk_usage(folder).free / 1e9
+        if free < gigabytes:
+            raise UsageError(
+                f"only {free:.1f} GB of disk space are free at {folder}; a run needs {gigabytes:g} GB there, so free"
+                " some space and run again"
+            )
 
 
 def remove_leftovers(folders: Folders) -> None:

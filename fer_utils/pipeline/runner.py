@@ -8,10 +8,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TextIO
 
 from fer_utils.internet import OFFLINE, WEIGHTS_SERVER, why_out_of_reach
 from fer_utils.paths import atomic_write
-from fer_utils.pipeline.console import Console, describe_plan, format_duration, open_console
+from fer_utils.pipeline.console import (
+    Console,
+    LiveLines,
+    RunningStage,
+    describe_next_steps,
+    describe_plan,
+    describe_start,
+    format_duration,
+    open_log,
+)
 from fer_utils.pipeline.execution import (
     StageFailed,
     TimeIsUp,
@@ -27,10 +37,19 @@ from fer_utils.pipeline.planning import PlannedStage, Settings, must_run
 from fer_utils.pipeline.provenance import code_state, gather_provenance, gather_run_facts, read_last_run
 from fer_utils.pipeline.publish import DERIVED, DERIVED_MEGABYTES, check_writable, publish, remove_leftovers
 from fer_utils.pipeline.report_files import make_report, report_is_up_to_date
-from fer_utils.pipeline.schedule import DONE, FAILED, OUT_OF_TIME, Outcome, ParallelRun, explain_short_time
+from fer_utils.pipeline.schedule import (
+    DONE,
+    FAILED,
+    OUT_OF_TIME,
+    Outcome,
+    ParallelRun,
+    explain_short_time,
+    measure_pace_so_far,
+)
 from fer_utils.pipeline.stages import Stage
 
 DEADLINE = "FER_DEADLINE"  # environment variable: when training has to stop, in seconds since the epoch
+REPORT = "the report"
 SECONDS_TO_END = 15  # time that a notebook needs to save its checkpoint and to end
 
 
@@ -38,7 +57,7 @@ SECONDS_TO_END = 15  # time that a notebook needs to save its checkpoint and to 
 class RunResult:
     """How a run ended; both lists are empty when everything went well."""
 
-    failures: list[str]  # stages that failed or need one that failed, and "the report" if it could not be built
+    failures: list[str]  # stages that failed or need one that failed, and REPORT if it could not be built
     unfinished: list[str]  # stages that the next run has to continue or start, because the time was up
 
 
@@ -49,18 +68,21 @@ def run_stages(settings: Settings, plan: Sequence[PlannedStage], jobs: int, dead
     """
     waiting = [item for item in plan if item.reasons]
     if not waiting and report_is_up_to_date(settings.folders):
+        print("\n".join(describe_next_steps(settings)))
         return RunResult([], [])
     check_writable(settings.folders)
     remove_leftovers(settings.folders)
     if waiting:
         check_kernel()
         check_weights_server(settings, waiting)
-    with open_console(settings.folders.work / "run.log") as console:
-        console.log.write(describe_plan(settings, plan, jobs) + "\n")
+    with (settings.folders.work / "run.log").open("w", encoding="utf-8") as log:
+        log.write(describe_plan(settings, plan, jobs) + "\n")
+        console = Console(log)
+        console.print_line(f"Notebooks print to {log_path(settings, 'NN_*')}")
         outcomes = run_waiting(settings, waiting, jobs, deadline, console)
         report_is_built = write_report(settings, outcomes, console)
         result = summarize(outcomes, report_is_built)
-        print_result(result, settings.folders.work / "run.log", console)
+        print_result(settings, result, console)
     return result
 
 
@@ -86,18 +108,27 @@ def run_waiting(
             jobs,
             run_stage=lambda item, log: try_stage_apart(settings, item, deadline, log),
             refuse=lambda item, outcomes: refuse_stage(item, outcomes, deadline),
-            log_path=lambda name: settings.folders.work / f"{name}.log",
+            log_path=lambda name: log_path(settings, name),
             print_line=console.print_line,
         ).run()
     outcomes: dict[str, Outcome] = {}
+    live_lines = LiveLines(console.print_line)
     for position, item in enumerate(waiting):
-        minutes_left = sum(later.minutes for later in waiting[position:])
-        numbers = f"[{position + 1}/{len(waiting)}]"
-        console.print_line(f"{numbers} {item.name} (time left for all: {format_duration(minutes_left)})")
-        outcome = refuse_stage(item, outcomes, deadline) or try_stage(settings, item, deadline, console)
+        outcome = refuse_stage(item, outcomes, deadline)
+        if not outcome:
+            pace, log = measure_pace_so_far(waiting, outcomes), log_path(settings, item.name)
+            minutes_left = pace * sum(later.minutes for later in waiting[position:])
+            live_lines.print_above(describe_start(item, position + 1, len(waiting), pace, minutes_left))
+            with live_lines.follow(item.name, RunningStage(log, item.minutes * pace)):
+                outcome = try_stage(settings, item, deadline, log)
         outcomes[item.name] = outcome
-        console.print_line(f"{item.name} {outcome.text}")
+        live_lines.print_above(f"{item.name} {outcome.text}")
     return outcomes
+
+
+def log_path(settings: Settings, stage: str) -> Path:
+    """Return the path of a stage's log, which holds what its notebook prints."""
+    return settings.folders.work / f"{stage}.log"
 
 
 def set_training_deadline(deadline: float) -> None:
@@ -112,14 +143,13 @@ def set_training_deadline(deadline: float) -> None:
 
 
 def write_report(settings: Settings, outcomes: Mapping[str, Outcome], console: Console) -> bool:
-    """Build the report and print its path, or print why it cannot be built; returns whether it was built."""
+    """Build the report, or print why it cannot be built; returns whether it was built."""
     has_new_results = any(outcome.status == DONE for outcome in outcomes.values())
     try:
         make_report(settings.folders, choose_provenance(settings, has_new_results))
     except (OSError, ValueError) as error:
         console.print_line(f"the report cannot be built: {error}")
         return False
-    console.print_line(f"The report is {settings.folders.reports / 'report.html'}")
     return True
 
 
@@ -136,16 +166,19 @@ def summarize(outcomes: Mapping[str, Outcome], report_is_built: bool) -> RunResu
     """Collect what failed and what is left to do."""
     failures = [name for name, outcome in outcomes.items() if outcome.status == FAILED]
     unfinished = [name for name, outcome in outcomes.items() if outcome.status == OUT_OF_TIME]
-    return RunResult(failures if report_is_built else [*failures, "the report"], unfinished)
+    return RunResult(failures if report_is_built else [*failures, REPORT], unfinished)
 
 
-def print_result(result: RunResult, log: Path, console: Console) -> None:
-    """Print which stages failed and which are left to do."""
+def print_result(settings: Settings, result: RunResult, console: Console) -> None:
+    """Print which stages failed and which are left to do, and what to do next."""
     if result.failures:
-        console.print_line(f"FAILED or skipped: {', '.join(result.failures)}. The log is {log}")
+        console.print_line(f"FAILED or skipped: {', '.join(result.failures)}.")
     if result.unfinished:
         stages = ", ".join(result.unfinished)
         console.print_line(f"Out of time. Left to do: {stages}. The next ./run_all.sh continues from here.")
+    if REPORT not in result.failures:
+        for line in describe_next_steps(settings):
+            console.print_line(line)
 
 
 # --- One stage --------------------------------------------------------------------------------------------------------
@@ -164,28 +197,28 @@ def refuse_stage(item: PlannedStage, outcomes: Mapping[str, Outcome], deadline: 
     return Outcome(OUT_OF_TIME, f"is not started: {reason}") if reason else None
 
 
-def try_stage(settings: Settings, item: PlannedStage, deadline: float, console: Console) -> Outcome:
-    """Run one stage, if it still has to run, and return its outcome. It stops at the deadline."""
+def try_stage(settings: Settings, item: PlannedStage, deadline: float, log: Path) -> Outcome:
+    """Run one stage, if it still has to run, and return its outcome. It stops at the deadline and prints to its log."""
     if not must_run(settings, item):
         return Outcome(DONE, "is up to date after all: the files that it needs did not change")
     try:
-        with time_limit(deadline):
-            seconds = run_stage(settings, item.stage, console)
-        return Outcome(DONE, f"is done ({format_duration(seconds / 60)})")
+        with open_log(log) as stream, time_limit(deadline):
+            minutes = run_stage(settings, item.stage, stream) / 60
+        return Outcome(DONE, f"is done ({format_duration(minutes)})", minutes)
     except TimeIsUp:
         return Outcome(OUT_OF_TIME, "is stopped: the time is up")
     except (StageFailed, OSError) as error:  # OSError: for example a full disk
         notebook = staged_notebook(settings, item.stage)
-        return Outcome(FAILED, f"FAILED at {error}\n  the notebook up to that point: {notebook}")
+        return Outcome(FAILED, f"FAILED at {error}\n  the notebook up to that point: {notebook}\n  its log: {log}")
 
 
 def try_stage_apart(settings: Settings, item: PlannedStage, deadline: float, log: Path) -> Outcome:
-    """Do the same as try_stage in a process of its own, which prints everything to its own log."""
-    with open_console(log, terminal=False) as console, contextlib.redirect_stdout(console.log):
-        return try_stage(settings, item, deadline, console)
+    """Do the same as try_stage in a process of its own, whose terminal belongs to the live lines."""
+    with contextlib.redirect_stdout(None):
+        return try_stage(settings, item, deadline, log)
 
 
-def run_stage(settings: Settings, stage: Stage, console: Console) -> float:
+def run_stage(settings: Settings, stage: Stage, log: TextIO) -> float:
     """Run one notebook in its staging folder and publish what it made; returns the seconds that this took.
 
     StageFailed when the notebook does not run to its end or does not write its files.
@@ -196,7 +229,7 @@ def run_stage(settings: Settings, stage: Stage, console: Console) -> float:
     prepare_staging(staging, settings.start_conditions(stage))
     facts: dict[str, object] = {"resumed": (staging / "training").is_dir()}
     with measure_memory() as memory, measure_seconds(staging / "training" / "seconds") as read_seconds:
-        execute_stage(settings, stage, console)
+        execute_stage(settings, stage, log)
     check_outputs(stage, staging)
     check_derived_size(staging)
     clean_notebook(staged_notebook(settings, stage), choose_public_names(settings))
@@ -240,11 +273,11 @@ def measure_seconds(file: Path) -> Iterator[Callable[[], float]]:
                 atomic_write(file, str(read_seconds()).encode())
 
 
-def execute_stage(settings: Settings, stage: Stage, console: Console) -> None:
+def execute_stage(settings: Settings, stage: Stage, log: TextIO) -> None:
     """Execute the stage's notebook with its parameters and its time limit."""
     minutes = stage.timeout_minutes or max(10, 10 * stage.minutes[settings.profile])
     notebook, target = notebook_path(settings, stage), staged_notebook(settings, stage)
-    run_notebook(notebook, target, gather_parameters(settings, stage), round(60 * minutes), console, console.log)
+    run_notebook(notebook, target, gather_parameters(settings, stage), round(60 * minutes), log)
 
 
 def gather_parameters(settings: Settings, stage: Stage) -> dict[str, object]:

@@ -7,13 +7,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from fer_utils.pipeline.console import LiveLines, format_duration
-from fer_utils.pipeline.planning import PlannedStage, estimate_chains
+from fer_utils.pipeline.console import LiveLines, RunningStage, describe_start, format_duration
+from fer_utils.pipeline.planning import PlannedStage, estimate_chains, estimate_total_minutes, measure_pace
 
 DONE, FAILED, OUT_OF_TIME = "done", "failed", "out of time"
 LEAST_MINUTES = 2.0  # a stage that can resume starts only when at least this much time is left
@@ -25,6 +25,12 @@ class Outcome:
 
     status: str  # DONE, FAILED or OUT_OF_TIME; the last means that the next run continues it
     text: str  # the message after the stage's name
+    minutes: float = 0.0  # how long it took; 0 unless it ran to its end
+
+
+def measure_pace_so_far(plan: Sequence[PlannedStage], outcomes: Mapping[str, Outcome]) -> float:
+    """Return how many times as long as expected the stages took that have run to their end so far."""
+    return measure_pace(plan, {name: outcome.minutes for name, outcome in outcomes.items() if outcome.minutes})
 
 
 def explain_short_time(item: PlannedStage, deadline: float) -> str:
@@ -49,7 +55,7 @@ class Worker:
     item: PlannedStage
     process: BaseProcess
     connection: Connection  # delivers the stage's Outcome
-    log: Path  # what its notebook prints
+    running: RunningStage
 
 
 class ParallelRun:
@@ -70,7 +76,7 @@ class ParallelRun:
         print_line: prints a message.
         """
         self.jobs, self.run_stage, self.refuse, self.log_path = jobs, run_stage, refuse, log_path
-        self.waiting, self.workers = list(plan), []
+        self.plan, self.waiting, self.workers = plan, list(plan), []
         self.outcomes: dict[str, Outcome] = {}
         self.priority = estimate_chains(plan)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -84,7 +90,7 @@ class ParallelRun:
                 self._start_stages()
                 wait([worker.connection for worker in self.workers], timeout=1)
                 self._collect_outcomes()
-                self.live_lines.update({worker.item.name: worker.log for worker in self.workers})
+                self.live_lines.update({worker.item.name: worker.running for worker in self.workers})
         finally:
             stop_workers(self.workers)
         return self.outcomes
@@ -100,8 +106,22 @@ class ParallelRun:
             if refusal:
                 self._finish(item, refusal)
             else:
-                self.live_lines.print_above(f"{item.name} starts ({format_duration(item.minutes)} expected)")
-                self.workers.append(start_worker(item, self.run_stage, self.log_path(item.name), self.threads))
+                self._start(item)
+
+    def _start(self, item: PlannedStage) -> None:
+        pace = measure_pace_so_far(self.plan, self.outcomes)
+        position = len(self.outcomes) + len(self.workers) + 1
+        self.live_lines.print_above(
+            describe_start(item, position, len(self.plan), pace, self.estimate_minutes_left(item, pace))
+        )
+        running = RunningStage(self.log_path(item.name), item.minutes * pace)
+        self.workers.append(start_worker(item, self.run_stage, running, self.threads))
+
+    def estimate_minutes_left(self, item: PlannedStage, pace: float) -> float:
+        """Return the minutes until all stages are done, if `item` starts now."""
+        started = [replace(worker.item, minutes=worker.running.minutes_left()) for worker in self.workers]
+        later = [replace(other, minutes=other.minutes * pace) for other in [item, *self.waiting]]
+        return estimate_total_minutes(started + later, self.jobs)
 
     def _collect_outcomes(self) -> None:
         for worker in list(self.workers):
@@ -115,7 +135,7 @@ class ParallelRun:
 
 
 def start_worker(
-    item: PlannedStage, run_stage: Callable[[PlannedStage, Path], Outcome], log: Path, threads: int
+    item: PlannedStage, run_stage: Callable[[PlannedStage, Path], Outcome], running: RunningStage, threads: int
 ) -> Worker:
     """Start a stage in a fork of this process. threads: how many its kernel computes with."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
@@ -125,12 +145,12 @@ def start_worker(
         threading.Thread(target=exit_with_parent, args=(parent,), daemon=True).start()
         os.environ["OMP_NUM_THREADS"] = str(threads)
         with contextlib.suppress(KeyboardInterrupt):
-            sender.send(run_stage(item, log))
+            sender.send(run_stage(item, running.log))
 
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     sender.close()
-    return Worker(item, process, receiver, log)
+    return Worker(item, process, receiver, running)
 
 
 def exit_with_parent(parent: int) -> None:
@@ -148,7 +168,9 @@ def receive_outcome(worker: Worker) -> Outcome:
             worker.process.join()
             return outcome
     worker.process.join()
-    return Outcome(FAILED, f"FAILED: its process died (exit code {worker.process.exitcode}). The log is {worker.log}")
+    return Outcome(
+        FAILED, f"FAILED: its process died (exit code {worker.process.exitcode}). The log is {worker.running.log}"
+    )
 
 
 def stop_workers(workers: Sequence[Worker]) -> None:

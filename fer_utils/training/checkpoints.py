@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from fer_utils.errors import TrainingError
+from fer_utils.files import decoding
 from fer_utils.models.weights import read_torch_file
 from fer_utils.training.config import TrainConfig
 
@@ -35,9 +37,18 @@ def drop_previous(path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict | None:
-    """Read the newest readable checkpoint: `path`, or else the previous one; None if there is neither."""
-    existing = [candidate for candidate in (path, _previous(path)) if candidate.exists()]
-    return next((state for state in map(read_torch_file, existing) if state is not None), None)
+    """Read the newest readable checkpoint: `path`, or else the previous one; None if there is neither.
+
+    A damaged one is ignored, and a line is printed.
+    """
+    for candidate in (path, _previous(path)):
+        if candidate.exists():
+            try:
+                with decoding(f"{candidate.name} cannot be read", "it is ignored", TrainingError):
+                    return read_torch_file(candidate)
+            except TrainingError as error:
+                print(error, flush=True)
+    return None
 
 
 def _previous(path: Path) -> Path:

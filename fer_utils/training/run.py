@@ -9,6 +9,7 @@ import pandas as pd
 from torch import nn
 
 from fer_utils.device import set_seed
+from fer_utils.errors import TrainingError
 from fer_utils.training.config import TrainConfig
 from fer_utils.training.tasks import Task
 
@@ -71,8 +72,12 @@ def seed_runs(
     """Make one run per seed from the same config. The seed decides initial weights, order, dropout and augmentation.
 
     build: builds a new model; each seed's model is independent of the seeds before it. checkpoint: returns the file for
-    the config of a run. The other arguments are as in `Run`; the seed is added to the name.
+    the config of a run. The other arguments are as in `Run`; the seed is added to the name. TrainingError if a seed
+    occurs twice: both runs would be the same, and every comparison would count it twice.
     """
+    for seed in seeds:
+        if list(seeds).count(seed) > 1:
+            raise TrainingError(f"seed {seed} occurs twice in {list(seeds)}; name every seed once")
     runs = []
     for seed in seeds:
         set_seed(seed)

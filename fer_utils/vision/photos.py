@@ -14,9 +14,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fer_utils.data.constants import EMOTIONS, IMAGE_SIZE
 from fer_utils.errors import DataError
+from fer_utils.files import decoding
 from fer_utils.vision.detector import Face
 
 LARGEST_SIDE = 2048  # pixels; larger uploads are scaled down
+MAX_BYTES = 256_000_000  # of an upload; an image of 40 megapixels without compression has 120 MB
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 CYAN, DARK, WHITE = (0, 229, 255), (20, 20, 20), (255, 255, 255)
 
@@ -70,19 +72,6 @@ def label(i: int, probs: np.ndarray | None) -> str:
     return f"{i + 1}" if probs is None else f"{i + 1} {EMOTIONS[int(probs[i].argmax())]} {probs[i].max():.0%}"
 
 
-def draw_bars(probs: np.ndarray, height: int, width: int = 200) -> np.ndarray:
-    """Draw the probabilities (n,7) of the first three faces as bars; returns a strip (height,width,3) uint8."""
-    strip = np.full((height, width, 3), 255, np.uint8)
-    block, line = height // 3, height // 27
-    for face, row in enumerate(probs[:3]):
-        write_text(strip, f"face {face + 1}", (0, face * block + line), line / 22)
-        for i, (emotion, p) in enumerate(zip(EMOTIONS, row, strict=True)):
-            top = face * block + (i + 1) * line + 2
-            cv2.rectangle(strip, (80, top), (80 + round((width - 85) * float(p)), top + line - 4), (0, 114, 178), -1)
-            cv2.putText(strip, emotion, (4, top + line - 5), cv2.FONT_HERSHEY_SIMPLEX, line / 40, DARK, 1, cv2.LINE_AA)
-    return strip
-
-
 def write_text(picture: np.ndarray, text: str, corner: tuple[int, int], scale: float) -> None:
     """Write text on a dark bar just above a corner (x, y), moved if necessary to stay inside the picture."""
     size, line = 0.5 * scale, max(1, round(scale))
@@ -91,6 +80,11 @@ def write_text(picture: np.ndarray, text: str, corner: tuple[int, int], scale: f
     y = int(np.clip(corner[1] - below, height + below, picture.shape[0] - below))
     cv2.rectangle(picture, (x, y - height - below), (x + width, y + below), DARK, -1)
     cv2.putText(picture, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, WHITE, line, cv2.LINE_AA)
+
+
+def to_jpeg(picture: np.ndarray) -> bytes:
+    """Encode a picture (H,W,3) uint8 RGB as JPEG."""
+    return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
 
 # --- Files from anywhere ----------------------------------------------------------------------------------------------
@@ -103,21 +97,21 @@ def read_image(content: bytes, name: str) -> np.ndarray:
     first picture of an animation is used. DataError names the file and says whether it is no image, damaged, or too
     large.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                image.draft(None, (LARGEST_SIDE, LARGEST_SIDE))  # JPEG: decode no more pixels than needed
-                picture = _to_rgb(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        millions = Image.MAX_IMAGE_PIXELS // 10**6
-        raise DataError(f"{name} has more than {millions} megapixels; make it smaller and try again") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{name} is not an image that can be read here; use one of {', '.join(FORMATS)}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError) as error:  # what Pillow's decoders raise
-        raise DataError(f"{name} is truncated or damaged ({error}); save it again and retry") from None
-    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    return np.array(picture)
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{name} has more than {MAX_BYTES // 10**6} MB; make it smaller and try again")
+    with decoding(f"{name} is truncated or damaged", "save it again and retry"), warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            image.draft(None, (LARGEST_SIDE, LARGEST_SIDE))  # JPEG: decode no more pixels than needed
+            picture = _to_rgb(ImageOps.exif_transpose(image))
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            millions = Image.MAX_IMAGE_PIXELS // 10**6
+            raise DataError(f"{name} has more than {millions} megapixels; make it smaller and try again") from None
+        except UnidentifiedImageError:
+            raise DataError(f"{name} is not an image that can be read here; use one of {', '.join(FORMATS)}") from None
+        picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+        return np.array(picture)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

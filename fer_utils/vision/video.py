@@ -12,9 +12,19 @@ import numpy as np
 from fer_utils.data.constants import EMOTIONS
 from fer_utils.errors import DataError
 from fer_utils.vision.detector import Face, overlap
-from fer_utils.vision.photos import draw_faces
+from fer_utils.vision.photos import DARK, WHITE
 
 CODEC = "VP80"  # every browser plays it in a .webm file
+# Emotion -> color of its box (RGB), and of the text on it; the colors are those of the demo's page, see demo/app.css.
+COLORS = {
+    "angry": ((172, 26, 12), WHITE),
+    "disgust": ((61, 155, 87), DARK),
+    "fear": ((142, 52, 179), WHITE),
+    "happy": ((200, 131, 4), DARK),
+    "sad": ((26, 90, 252), WHITE),
+    "surprise": ((26, 82, 98), WHITE),
+    "neutral": ((141, 146, 149), DARK),
+}
 
 
 class Smoother:
@@ -76,13 +86,13 @@ def _annotate(source: Path, video: Path, table: Path, answer: Callable, progress
     try:
         with table.open("w", newline="", encoding="utf-8") as stream:
             rows = csv.writer(stream)
-            rows.writerow(["frame", "face", "left", "top", "width", "height", "score", *EMOTIONS])
+            rows.writerow(["frame", "seconds", "face", "left", "top", "width", "height", "score", *EMOTIONS])
             for number, frame in enumerate(_frames(capture), start=1):
                 faces, probs = answer(frame)
-                picture = draw_faces(frame, faces, probs)
+                picture = draw_predictions(frame, faces, probs)
                 writer = writer or open_video(video, rate, picture.shape[1::-1])
                 writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-                rows.writerows(_row(number, i, face, probs[i - 1]) for i, face in enumerate(faces, start=1))
+                rows.writerows(_row(number, rate, i, face, probs[i - 1]) for i, face in enumerate(faces, start=1))
                 if progress(picture, min(1.0, number / max(expected, number))):
                     return 0
     finally:
@@ -94,9 +104,34 @@ def _annotate(source: Path, video: Path, table: Path, answer: Callable, progress
     return number
 
 
-def _row(frame: int, number: int, face: Face, probs: np.ndarray) -> list[object]:
+def draw_predictions(frame: np.ndarray, faces: Sequence[Face], probs: np.ndarray) -> np.ndarray:
+    """Draw a box around each face on a copy of a frame (H,W,3) RGB, with the likeliest emotion from probs (n,7)."""
+    picture = frame.copy()
+    line = max(2, round(max(frame.shape[:2]) / 200))
+    for i, (face, row) in enumerate(zip(faces, probs, strict=True), start=1):
+        emotion = EMOTIONS[int(row.argmax())]
+        text = f"{emotion} {row.max():.0%}" if len(faces) == 1 else f"{i} {emotion} {row.max():.0%}"
+        left, top, width, height = (round(value) for value in face.box)
+        cv2.rectangle(picture, (left, top), (left + width, top + height), COLORS[emotion][0], line)
+        _write_label(picture, text, (left, top), line / 3, *COLORS[emotion])
+    return picture
+
+
+def _write_label(
+    picture: np.ndarray, text: str, corner: tuple[int, int], size: float, color: Sequence[int], ink: Sequence[int]
+) -> None:
+    """Write a text on a bar above a corner (x, y), or inside the picture if there is no room above."""
+    thickness = max(1, round(2 * size))
+    (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, thickness)
+    x = int(np.clip(corner[0], 0, max(0, picture.shape[1] - width - 2 * below)))
+    y = max(corner[1], height + 2 * below)
+    cv2.rectangle(picture, (x, y - height - 2 * below), (x + width + 2 * below, y), color, -1)
+    cv2.putText(picture, text, (x + below, y - below), cv2.FONT_HERSHEY_SIMPLEX, size, ink, thickness, cv2.LINE_AA)
+
+
+def _row(frame: int, rate: float, number: int, face: Face, probs: np.ndarray) -> list[object]:
     box, chances = (f"{value:.1f}" for value in face.box), (f"{p:.4f}" for p in probs)
-    return [frame, number, *box, f"{face.score:.3f}", *chances]
+    return [frame, f"{(frame - 1) / rate:.3f}", number, *box, f"{face.score:.3f}", *chances]
 
 
 def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:

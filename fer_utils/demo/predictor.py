@@ -1,0 +1,90 @@
+"""Find and classify the faces of a picture for the demo, with one network or with the average of all."""
+
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fer_utils import cam, classifiers
+from fer_utils.cost import count_params
+from fer_utils.device import select_device
+from fer_utils.vision.detector import RANGES, Face, Finder
+from fer_utils.vision.photos import crop_faces
+from fer_utils.vision.video import Smoother
+
+ENSEMBLE = "ensemble"
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The n faces of one picture."""
+
+    faces: list[Face]
+    crops: np.ndarray  # (n,48,48) uint8
+    probs: np.ndarray  # (n,7)
+    heat_maps: np.ndarray | None  # (n,48,48), 0 to 1; None if they were not asked for
+
+
+class Predictor:
+    """All trained networks that there are."""
+
+    notice: str  # what the visitor should know: a missing detector, networks that cannot be used
+
+    def __init__(self, inputs: str | Path, device: str, finder: Future[tuple[Finder, str]]) -> None:
+        """inputs: where notebooks left their networks, see find_artifact. finder: what start_finder will return."""
+        self._device = select_device(device)
+        with redirect_stdout(io.StringIO()) as printed:
+            self._models = classifiers.load_classifiers(inputs, self._device, trained(inputs))
+        self._finder, problem = finder.result()
+        lines = [problem, printed.getvalue(), "" if self._models else classifiers.NO_CLASSIFIER]
+        self.notice = " ".join(line.strip() for line in lines if line.strip())
+
+    def predict(
+        self, image: np.ndarray, network: str, ranges: Sequence[str] = RANGES, heat_map: bool = False
+    ) -> Prediction:
+        """Find and classify all faces in an image (H,W,3) uint8 RGB.
+
+        network: an id of `networks`. ranges: see FaceFinder. heat_map: also explain the predictions with Grad-CAM.
+        """
+        faces = self._finder(image, ranges=ranges)
+        crops = crop_faces(image, faces)
+        chosen = self._models if network == ENSEMBLE else {network: self._models[network]}
+        probs = classifiers.average(classifiers.classify(chosen, crops, self._device))
+        maps = classifiers.explain(self._models[network], crops, self._device) if heat_map and faces else None
+        return Prediction(faces, crops, probs, maps)
+
+    def for_video(self, network: str, smoothing: bool) -> Callable[[np.ndarray], tuple[list[Face], np.ndarray]]:
+        """Return the function that annotate_video calls for each frame of one video."""
+        smooth = Smoother()
+
+        def predict_frame(frame: np.ndarray) -> tuple[list[Face], np.ndarray]:
+            prediction = self.predict(frame, network)
+            probs = smooth(prediction.faces, prediction.probs) if smoothing else prediction.probs
+            return prediction.faces, probs
+
+        return predict_frame
+
+    def networks(self) -> list[dict]:
+        """Describe the networks for a menu: id, title, a line about each, and whether Grad-CAM can explain it."""
+        rows = [
+            {"id": name, "title": name, "about": self._about(name), "heatMap": type(model) in cam.LAYERS}
+            for name, model in self._models.items()
+        ]
+        if len(rows) > 1:
+            about = f"The average of the probabilities of all {len(rows)} networks."
+            rows.append({"id": ENSEMBLE, "title": f"all {len(rows)}, averaged", "about": about, "heatMap": False})
+        return rows
+
+    def _about(self, name: str) -> str:
+        size = f"{count_params(self._models[name]) / 1e6:.1f} million parameters"
+        origin = classifiers.describe_origin(self._models[name])
+        return f"{origin[0].upper()}{origin[1:]}; {size}."
+
+
+def trained(inputs: str | Path) -> list[str]:
+    """Return the networks of classifiers.FILES whose file is there."""
+    return [name for name, place in classifiers.FILES.items() if classifiers.find_classifier(inputs, *place)]
