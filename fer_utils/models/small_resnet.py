@@ -22,7 +22,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(channels_out)
         if zero_init:
             nn.init.zeros_(self.norm2.weight)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or channels_in != channels_out:
             # A 1x1 convolution of stride 2 looks at one pixel in four; average pooling looks at all of them.
             pool = nn.AvgPool2d(stride) if pool_shortcut else nn.Identity()
