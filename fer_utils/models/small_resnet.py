@@ -72,7 +72,8 @@ class SmallResNet(nn.Module):
             nn.ReLU(),
             nn.MaxPool2d(2) if pool else nn.Identity(),
         )  # (N,1,48,48) -> (N,width,24,24)
-        stages, channels = OrderedDict(), width
+        stages: OrderedDict[str, nn.Module] = OrderedDict()
+        channels = width
         for number, count in enumerate(DEEP if deep else SHALLOW):
             blocks = []
             for position in range(count):
