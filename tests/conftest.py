@@ -7,10 +7,20 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
+# Before NumPy and PyTorch are imported, and inherited by kernels and other processes. The tensors of the tests are
+# tiny: with more threads than free cores, each operation waits until all threads had their turn.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import matplotlib.pyplot as plt
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the whole course where several processes share the files, so that it does not run alone at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.path.name != "test_sample_profile.py")
 
 
 def find_real_archive() -> Path | None:

@@ -18,6 +18,7 @@ CROPS = np.random.default_rng(0).integers(0, 256, (5, 48, 48)).astype(np.uint8)
 def elsewhere(tmp_path, monkeypatch):
     """No networks but those of the test."""
     monkeypatch.setattr(paths, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(paths, "ASSETS", tmp_path)
 
 
 @pytest.fixture

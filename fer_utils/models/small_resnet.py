@@ -24,7 +24,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(channels_out)
         if zero_init:
             nn.init.zeros_(self.norm2.weight)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or channels_in != channels_out:
             # A 1x1 convolution of stride 2 looks at one pixel in four; average pooling looks at all of them.
             pool = nn.AvgPool2d(stride) if pool_shortcut else nn.Identity()
@@ -72,7 +72,8 @@ class SmallResNet(nn.Module):
             nn.ReLU(),
             nn.MaxPool2d(2) if pool else nn.Identity(),
         )  # (N,1,48,48) -> (N,width,24,24)
-        stages, channels = OrderedDict(), width
+        stages: OrderedDict[str, nn.Module] = OrderedDict()
+        channels = width
         for number, count in enumerate(DEEP if deep else SHALLOW):
             blocks = []
             for position in range(count):
