@@ -603,7 +603,7 @@ def test_three_results_of_the_readme_are_those_of_the_report(as_committed):
     gain = claims.loc["05_attention_gain_ours"]
     interval = f"95 % interval over seeds {gain.ci_low:+.2f} to {gain.ci_high:+.2f}"
     assert f"changed by {gain.measured:+.2f} points (n = {gain.n:,.0f}, two seeds, {interval})" in text
-    assert f"The claim was {gain.claimed_low:+.1f}." in text and gain.seeds == 2
+    assert f"The claim was {gain.claimed_low:+.1f} points." in text and gain.seeds == 2
     shares = pd.read_csv(reports / "tables" / "08_region_share.csv").set_index(["emotion", "region"])
     for emotion, region, verdict in [("happy", "mouth", "confirmed"), ("fear", "eyes", "not confirmed")]:
         row, area = claims.loc[f"08_{emotion}"], f"{100 * shares.area_share[emotion, region]:.1f} %"
@@ -620,7 +620,7 @@ def test_findings_named_on_the_results_page_are_those_of_the_tables(as_committed
     assert "({:.1f} % with augmentation, {:.1f} % without)".format(*accuracy) in text
     lost = accuracy - 100 * baseline.accuracy_no_duplicates
     left_out = "points when the test images with a copy are left out"
-    assert f"loses {lost.iloc[1]:.1f} {left_out}, the other {lost.iloc[0]:.1f}" in text
+    assert f"loses {lost.iloc[1]:.1f} {left_out}, the other model {lost.iloc[0]:.1f}" in text
     gain = 100 * pd.read_csv(tables / "05_comparison.csv").set_index("recipe")["mean"]
     assert f"{gain['original']:+.1f} points under the original recipe, {gain['ours']:+.1f} under ours" in text
     augmented = 100 * pd.read_csv(tables / "06_ablation.csv").set_index("version").select_dtypes("number")
