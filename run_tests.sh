@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up the environment if needed, checks the style with ruff, and runs the tests with pytest.
 # Arguments go to pytest, for example ./run_tests.sh -k data. Without arguments the script first installs Ray and, where
-# it can, a browser, so that no test is skipped.
+# it can, a browser, so that no test is skipped; then two processes share the files with tests.
 set -eu
 . "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$root"
@@ -26,6 +26,7 @@ install_ray() {
 if [ $# = 0 ]; then
     install_browser
     install_ray
+    set -- -n 2 --dist loadfile --no-loadscope-reorder
 fi
 
 style=0

@@ -21,6 +21,7 @@ from fer_utils.data.constants import IMAGE_SIZE
 from fer_utils.models.baseline import BaselineCNN
 from fer_utils.models.efficientnet import EfficientNetB0
 from fer_utils.models.resnet import ResNet18
+from fer_utils.models.small_resnet import SmallResNet
 
 Key = TypeVar("Key")  # what maps are called: a text, or a pair of texts
 
@@ -32,8 +33,10 @@ LAYERS = {
     BaselineCNN: {"block1": "features.1", "block2": "features.4", "block3": "features.7"},  # before their pooling
     ResNet18: {f"layer{i}": f"backbone.layer{i}" for i in range(1, 5)},
     EfficientNetB0: {f"stage{i}": f"backbone.{i}" for i in range(1, 9)},
+    SmallResNet: {f"stage{i}": f"stages.stage{i}" for i in range(1, 5)},
 }
-HEADS = {BaselineCNN: "classifier", ResNet18: "head", EfficientNetB0: "head"}  # the dense layers at the end
+# The dense layers at the end.
+HEADS = {BaselineCNN: "classifier", ResNet18: "head", EfficientNetB0: "head", SmallResNet: "head"}
 
 
 # --- Maps -------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from fer_utils.predict import predict_logits
 
 # Name of a classifier -> the notebook that trains it, and its file.
 FILES = {
+    "small_model": ("12_best_model", "small_model.pt"),
     "baseline_cnn": ("04_baseline_cnn", "baseline_cnn_seed0.pt"),
     "attention_resnet18": ("05_attention_resnet", "attention_resnet18.pt"),
     "best_resnet18": ("05_attention_resnet", "best_resnet18.pt"),

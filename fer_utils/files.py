@@ -3,11 +3,11 @@ with a file ends in one sentence that names it.
 """
 
 import contextlib
+import io
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -25,7 +25,7 @@ KINDS = {
 # --- Open -------------------------------------------------------------------------------------------------------------
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> io.BufferedReader:
     """Open a file for reading; DataError as in `require_file`."""
     require_file(path)
     with readable(path):

@@ -3,7 +3,17 @@
 import os
 from pathlib import Path
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+def find_project_root() -> Path:
+    """Return the clone that holds this package, else the clone around the working directory, else that directory.
+
+    Only a package that was installed without `-e` lies outside a clone.
+    """
+    folders = [Path(__file__).resolve().parent.parent, Path.cwd(), *Path.cwd().parents]
+    return next((folder for folder in folders if (folder / "run_all.sh").is_file()), Path.cwd())
+
+
+PROJECT_ROOT = find_project_root()
 DATA_DIR = PROJECT_ROOT / "data"
 ASSETS = Path(__file__).parent / "assets"
 MY_RUN = "outputs/my_run"  # where notebooks write that are run by hand
@@ -30,7 +40,8 @@ def artifact_paths(inputs: str | Path, stage: str, file: str) -> list[Path]:
     checkpoints of reports/ are in outputs/, those of outputs/sample/reports in outputs/sample/.
 
     The search goes through the folder derived/ of the reports (small files that git tracks, such as landmarks.npz), the
-    checkpoints, outputs/my_run, and finally the compact networks of the project in models/.
+    checkpoints, outputs/my_run, and finally the compact networks of the project in models/, which an installed package
+    has among its assets.
     """
     inputs = project_path(inputs)
     places = [
@@ -40,7 +51,8 @@ def artifact_paths(inputs: str | Path, stage: str, file: str) -> list[Path]:
         inputs.parent / "checkpoints" / stage,
         project_path(MY_RUN) / "checkpoints",
     ]
-    return [*(place / file for place in places), PROJECT_ROOT / "models" / f"{Path(file).stem}.safetensors"]
+    compact = [folder / f"{Path(file).stem}.safetensors" for folder in (PROJECT_ROOT / "models", ASSETS)]
+    return [*(place / file for place in places), *compact]
 
 
 def choose_inputs(inputs: str, form: str) -> str:

@@ -17,8 +17,9 @@ from fer_utils.files import decoding, read_arrays
 CROP = 42  # side of the ten crops in pixels; they are enlarged to 48 again
 EDGE = (48 - CROP) / 2
 MAX_LOGITS_BYTES = 100_000_000  # of a file of published logits; eight seeds of FER2013 have 1 MB
+View = tuple[bool, float, float, float]
 # Test-time augmentation: the views of each face, as (mirrored, pixels to the right, pixels down, zoom).
-VIEWS = {
+VIEWS: dict[str, list[View]] = {
     "none": [(False, 0, 0, 1)],
     "flip": [(mirrored, 0, 0, 1) for mirrored in (False, True)],
     "shifts": [
@@ -37,7 +38,7 @@ def predict_outputs(
     images: np.ndarray | torch.Tensor,
     device: torch.device | str = "cpu",
     batch_size: int = 512,
-    view: tuple[bool, float, float, float] = (False, 0, 0, 1),
+    view: View = (False, 0, 0, 1),
 ) -> np.ndarray:
     """Compute the outputs of a network for images (N,48,48) uint8: (N,...) float32, in evaluation mode and fp32.
 
@@ -58,7 +59,7 @@ def outputs_on_device(
     images: torch.Tensor,
     device: torch.device | str,
     batch_size: int,
-    view: tuple[bool, float, float, float] = (False, 0, 0, 1),
+    view: View = (False, 0, 0, 1),
     precision: str = "fp32",
 ) -> torch.Tensor:
     """Compute outputs like predict_outputs, but keep them on the device and do not wait for it.
@@ -76,7 +77,7 @@ def outputs_on_device(
     return torch.cat(outputs).float()  # (N,...)
 
 
-def show(images: torch.Tensor, view: tuple[bool, float, float, float]) -> torch.Tensor:
+def show(images: torch.Tensor, view: View) -> torch.Tensor:
     """Mirror images (N,1,48,48), then zoom around the center and shift, as one element of a list in VIEWS says."""
     mirrored, right, down, zoom = view
     if mirrored:

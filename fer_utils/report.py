@@ -5,8 +5,10 @@ import math
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
@@ -51,7 +53,7 @@ class Report:
     def __init__(self, notebook: str, dataset: FaceDataset, profile: str, device: str, out: str | Path) -> None:
         """notebook: its name without ".ipynb". device: its name in tables. out: folder, created if missing."""
         self.out, self.number = project_path(out), notebook[:2]
-        self._manifest = {
+        self._manifest: dict[str, Any] = {
             "notebook": notebook,
             "profile": profile,
             "device": device,
@@ -197,7 +199,7 @@ def is_p_value(column: str) -> bool:
     return column.startswith("p_") or column.endswith("_p")
 
 
-def format_cell(value: object, digits: int, smallest: float | None = None) -> str:
+def format_cell(value: Any, digits: int, smallest: float | None = None) -> str:
     """Format a table cell: floats rounded, whole numbers with thousands separators, a dash for missing values.
 
     smallest: the smallest number that is written out; None: all are.
@@ -219,6 +221,6 @@ def _complete(row: dict, columns: list[str]) -> dict:
     return {column: row[column] for column in columns}
 
 
-def _plain(value: object) -> object:
+def _plain(value: np.generic) -> object:
     """Convert a NumPy number to a Python number, for JSON."""
     return value.item()

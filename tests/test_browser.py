@@ -32,58 +32,8 @@ from fer_utils.models.weights import save_weights
 from fer_utils.vision.video import open_video
 
 ROOT = Path(__file__).resolve().parent.parent
-MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-NAMES = ("chromium", "chromium-browser", "google-chrome", MAC)
 SERVER_SECONDS, NOTEBOOK_SECONDS = 120, 300  # about 3 and 30 on a quiet machine
 pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture(scope="module")
-def launch(tmp_path_factory):
-    """A function that starts the browser with some options; each set of options is started once."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; ./run_tests.sh installs it")
-    path = os.environ.get("FER_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        pytest.skip("no Chromium or Chrome was found (Debian, Ubuntu: sudo apt install chromium; or set FER_BROWSER)")
-    started = {}
-    with api.sync_playwright() as playwright:
-
-        def start(*options):
-            if options not in started:
-                arguments = ["--no-sandbox", "--disable-gpu", *options]
-                started[options] = playwright.chromium.launch(executable_path=path, args=arguments)
-            return started[options]
-
-        yield start
-        for browser in started.values():
-            browser.close()
-
-
-@pytest.fixture(scope="session")
-def portrait():
-    return np.asarray(Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)).convert("RGB"))
-
-
-@pytest.fixture(scope="session")
-def fake_camera(portrait, tmp_path_factory):
-    """Options for a browser whose camera shows the portrait."""
-    film = tmp_path_factory.mktemp("camera") / "portrait.y4m"
-    frame = cv2.copyMakeBorder(portrait[:480], 0, 0, 64, 64, cv2.BORDER_CONSTANT)
-    with film.open("wb") as stream:
-        stream.write(b"YUV4MPEG2 W640 H480 F15:1 Ip A1:1 C420jpeg\n")
-        for _ in range(5):
-            stream.write(b"FRAME\n" + cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420).tobytes())
-    return "--use-fake-device-for-media-stream", f"--use-file-for-fake-video-capture={film}"
-
-
-@pytest.fixture
-def keep(request, tmp_path_factory):
-    """A function that keeps a screenshot of a page."""
-    folder = Path(os.environ.get("FER_SCREENSHOTS") or tmp_path_factory.getbasetemp() / "screenshots")
-    folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"\W+", "_", request.node.name)
-    return lambda page, what="": page.screenshot(path=folder / f"{name}{what}.png")
-
 
 # --- The browser itself -----------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ CROPS = np.random.default_rng(0).integers(0, 256, (5, 48, 48)).astype(np.uint8)
 def elsewhere(tmp_path, monkeypatch):
     """No networks but those of the test."""
     monkeypatch.setattr(paths, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(paths, "ASSETS", tmp_path)
 
 
 @pytest.fixture
@@ -111,8 +112,9 @@ def test_ensemble_is_the_mean():
     assert np.allclose(classifiers.average(probs), [[0.6, 0.4]])
 
 
-@pytest.mark.parametrize("kind", ["baseline_cnn", "resnet18", "efficientnet_b0"])
+@pytest.mark.parametrize("kind", ["baseline_cnn", "resnet18", "efficientnet_b0", "small_resnet"])
 def test_explanations_are_the_maps_of_the_answer_scaled(kind):
+    torch.manual_seed(1)  # some random networks have only evidence against their prediction
     model = build_model(kind).eval()
     before = predict_logits(model, CROPS)
     maps = classifiers.explain(model, CROPS)

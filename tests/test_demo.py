@@ -30,6 +30,7 @@ QUESTION = {"id": "a-1", "network": "baseline_cnn", "heatMap": False, "name": "p
 def networks(tmp_path, monkeypatch):
     """A folder with a network, in a project that has no others."""
     monkeypatch.setattr("fer_utils.paths.PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr("fer_utils.paths.ASSETS", tmp_path)
     save_weights(build_model("baseline_cnn"), tmp_path / "run" / "checkpoints" / "baseline_cnn_seed0.pt")
     return tmp_path / "run"
 

@@ -8,6 +8,9 @@ from fer_utils.paths import PROJECT_ROOT
 
 README_LINES = 150
 PAGES = [PROJECT_ROOT / "README.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]
+OTHER_PAGES = [
+    PROJECT_ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "data/README.md", "models/README.md")
+]
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)  # comments in shell code look like headings
 
@@ -39,7 +42,7 @@ def test_readme_is_short_and_names_every_page():
         assert f"](docs/{page.name})" in text, f"README does not link to {page.name}"
 
 
-@pytest.mark.parametrize("page", [*PAGES, PROJECT_ROOT / "data" / "README.md", PROJECT_ROOT / "models" / "README.md"])
+@pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES])
 def test_relative_links_lead_to_files_and_headings(page):
     assert dead_links(page) == []
 

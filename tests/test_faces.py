@@ -20,7 +20,7 @@ from PIL import Image
 from fer_utils.data import EMOTIONS
 from fer_utils.data.sample_faces import MESH_FILE, make_sample
 from fer_utils.errors import DataError
-from fer_utils.paths import PROJECT_ROOT
+from fer_utils.paths import ASSETS, PROJECT_ROOT
 from fer_utils.vision import detector, landmarks, photos, video
 from fer_utils.vision.detector import Face
 
@@ -63,6 +63,19 @@ def test_several_faces_come_from_left_to_right_each_with_its_own_box(portrait, f
     assert photos.crop_faces(np.hstack([portrait, portrait[:, ::-1]]), both).shape == (2, 48, 48)
 
 
+def test_both_interfaces_of_mediapipe_find_the_same(needs_face_mesh, portrait):
+    [(box, score, points)] = detector._with_tasks("short")(portrait)  # 0.10.21 refuses the other detector here
+    [(older_box, older_score, older_points)] = detector._with_solutions("short")(portrait)
+    assert np.abs(np.subtract(box, older_box)).max() < 1 and score == pytest.approx(older_score, abs=1e-4)
+    assert np.abs(np.subtract(points, older_points)).max() < 1e-4
+
+
+def test_the_weights_here_are_those_of_mediapipe(needs_face_mesh):
+    folder = metadata.distribution("mediapipe").locate_file("mediapipe/modules/face_detection")
+    for file, _ in detector.WEIGHTS.values():
+        assert (ASSETS / "mediapipe" / file).read_bytes() == (Path(folder) / file).read_bytes()
+
+
 def test_no_face_is_found_where_there_is_none(finder):
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3)).astype(np.uint8)
     assert finder(np.zeros_like(noise)) == [] and finder(noise) == []
@@ -93,7 +106,10 @@ def test_missing_mediapipe_is_said_and_the_whole_image_taken(monkeypatch):
     assert face.square == (10, 0, 30) and np.isnan(face.score)
 
 
-BROKEN = {"without solutions": ("", "cannot import name 'solutions'"), "crashes": ("import os; os.abort()", "crashed")}
+BROKEN = {
+    "incomplete": ("", "cannot import name 'Image' from 'mediapipe'"),
+    "crashes": ("import os; os.abort()", "crashed"),
+}
 
 
 @pytest.mark.parametrize("source, message", BROKEN.values(), ids=BROKEN)
@@ -104,6 +120,14 @@ def test_broken_mediapipe_is_said_and_the_whole_image_taken(needs_mediapipe, tmp
     finder, problem = detector.start_finder()
     assert message in problem and "\n" not in problem
     assert finder is detector.whole_image
+
+
+def test_a_script_needs_no_guard(tmp_path):
+    script = "from fer_utils.vision.mediapipe_process import start_workers\nprint('begin')\n"
+    (tmp_path / "script.py").write_text(script + "print(start_workers(1).submit(abs, -1).result())\n")
+    command = [sys.executable, tmp_path / "script.py"]
+    run = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (run.stdout, run.stderr, run.returncode) == ("begin\n1\n", "", 0)
 
 
 def test_this_process_needs_neither_torch_nor_mediapipe():

@@ -182,7 +182,7 @@ def test_size_of_the_small_resnet_by_hand():
 def test_blocks_begin_as_their_shortcuts_unless_told_otherwise():
     features = torch.randn(2, 20, 24, 24)
     for zero_init in (True, False):
-        block = build_model("small_resnet", zero_init=zero_init).eval().blocks[1]
+        block = build_model("small_resnet", zero_init=zero_init).eval().stages.stage2[0]
         is_shortcut = torch.allclose(block(features), block.shortcut(features).relu())
         assert is_shortcut == zero_init
 
@@ -190,7 +190,7 @@ def test_blocks_begin_as_their_shortcuts_unless_told_otherwise():
 def test_a_pooled_shortcut_sees_every_pixel():
     """A 1x1 convolution of stride 2 ignores three pixels in four."""
     for pool_shortcut, seen in [(True, 576), (False, 144)]:
-        block = build_model("small_resnet", pool_shortcut=pool_shortcut).eval().blocks[1]
+        block = build_model("small_resnet", pool_shortcut=pool_shortcut).eval().stages.stage2[0]
         features = torch.randn(1, 20, 24, 24, requires_grad=True)
         block.shortcut(features).sum().backward()
         assert (features.grad.abs().sum((0, 1)) > 0).sum() == seen
@@ -206,7 +206,7 @@ def test_stems_of_the_small_resnet_set_the_size_of_the_first_stage(stem, width):
 def test_wide_and_deep_is_as_large_as_resnet18_without_its_head():
     model = build_model("small_resnet", width=64, deep=True)
     resnet18 = build_model("resnet18", stem="stride2")
-    assert count_params(model.blocks) == count_params(resnet18.backbone[4:])
+    assert count_params(model.stages) == count_params(resnet18.backbone[4:])
 
 
 def test_attention_of_the_transformer_equals_that_of_torch():

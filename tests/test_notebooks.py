@@ -1,6 +1,7 @@
 """Every notebook keeps to the course's form: stripped, one parameters cell, a question, takeaways and exercises."""
 
 import ast
+import importlib.util
 import re
 
 import nbformat
@@ -96,3 +97,11 @@ def test_cells_can_be_read_at_once(notebook):
         assert max(map(len, cell.source.splitlines())) <= 88, cell.source
         assert "# fmt: skip" not in cell.source, cell.source
     assert sum(lines <= 16 and characters <= 650 for lines, characters in sizes) >= 0.8 * len(sizes)
+
+
+def test_without_the_package_the_first_cell_says_in_one_sentence_what_to_do(notebook, monkeypatch):
+    first = text_of(notebook, "code")[0]
+    exec(first)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(AssertionError, match=r"^fer_utils is not installed here: choose the kernel of the project's"):
+        exec(first)

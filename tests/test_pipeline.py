@@ -629,6 +629,12 @@ def test_report_that_was_not_built_in_time_is_built_by_the_next_run(finished: Pr
     assert finished.runs()[2:] == ["01_count", "02_train"]
 
 
+def test_report_is_built_after_every_notebook(project: Project) -> None:
+    with patch.object(runner, "make_report") as make_report:
+        assert project.run() == 0
+    assert make_report.call_count == len(project.stages) + 1
+
+
 def test_report_that_cannot_be_built_is_said(finished: Project, capsys: pytest.CaptureFixture) -> None:
     (finished.root / "reports/provenance.json").unlink()
     with patch.object(runner, "make_report", side_effect=FileNotFoundError("no figures/03_losses.png")):

@@ -78,7 +78,7 @@ def test_shipped_network_has_the_published_accuracy(real_archive):
 
 
 @pytest.mark.parametrize(("name", "table"), [("08_gradcam", "08_claim"), ("09_live_demo", "09_latency")])
-def test_notebook_runs_where_no_other_has_run(needs_mediapipe, tmp_path, name, table):
+def test_notebook_runs_where_no_other_has_run(needs_face_mesh, tmp_path, name, table):
     [sample] = [stage.params["sample"] for stage in STAGES if stage.name == name]
     params = sample | {"data": "sample", "device": "cpu", "out": str(tmp_path), "inputs": str(tmp_path / "nothing")}
     notebook = PROJECT_ROOT / "notebooks" / f"{name}.ipynb"

@@ -13,30 +13,39 @@ from fer_utils import report as report_module
 from fer_utils.paths import PROJECT_ROOT
 from fer_utils.pipeline.code_hash import normalize_cell
 from fer_utils.pipeline.freshness import GENERATED_PAGES, hash_content
-from fer_utils.pipeline.page import (
-    CLAIMS_BEGIN,
-    CLAIMS_END,
+from fer_utils.pipeline.page import build_report
+from fer_utils.pipeline.page.chart import spread
+from fer_utils.pipeline.page.front import make_cards, tell_finding
+from fer_utils.pipeline.page.html import markdown_to_html, to_html
+from fer_utils.pipeline.page.names import readable_name, readable_table, readable_text, readable_title
+from fer_utils.pipeline.page.pictures import encode_picture
+from fer_utils.pipeline.page.story import (
+    FINDINGS,
     MAIN_CLAIMS,
-    RESULTS_BEGIN,
-    RESULTS_END,
     SAMPLE_BANNER,
     SAMPLE_TITLE,
+    TELLING_FIGURES,
+    TITLE,
+)
+from fer_utils.pipeline.page.tables import (
+    CLAIMS_BEGIN,
+    CLAIMS_END,
+    RESULTS_BEGIN,
+    RESULTS_END,
     TIMES_BEGIN,
     TIMES_END,
-    TITLE,
-    build_report,
     format_claims,
     make_anchors_table,
     make_claims_table,
     make_results_table,
     make_times_table,
     renew_docs,
-    to_html,
 )
 from fer_utils.pipeline.planning import needed_files
 from fer_utils.pipeline.publish import Folders
 from fer_utils.pipeline.report_files import read_report_record
 from fer_utils.pipeline.stages import STAGES
+from fer_utils.pipeline.takeaways import read_takeaways
 from fer_utils.report import CLAIM_PROJECTS, Report, to_markdown
 
 ROW = {
@@ -109,19 +118,24 @@ def test_page_is_self_contained_and_holds_everything(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert '<h2 id="04_baseline_cnn">04 · How far does a LeNet-style CNN get?</h2>' in page
     assert 'alt="A rising line."' in page and "A &lt;curve&gt;." in page and "abc123" in page and "35,887" in page
-    assert not re.findall(r'src="(?!data:)|<link', page), "the page loads something from elsewhere"
-    links = set(re.findall(r'<a href="([^#"].*?)"', page))
-    assert links == {CLAIM_PROJECTS["lenet-transfer"].link}, "only the address that a project prints"
+    assert not re.findall(r'src="(?!data:)|<link|url\(', page), "the page loads something from elsewhere"
+    files = re.findall(r'href="((?:tables|figures)/[^"]+|summary\.csv)"', page)
+    assert {"tables/04_numbers.csv", "figures/04_curve.csv", "figures/04_curve.png", "summary.csv"} <= set(files)
+    assert [file for file in files if not (tmp_path / file).is_file()] == []
     assert json.loads((tmp_path / "provenance.json").read_text()) == {"commit": "abc123"}
 
 
 # None of this may be on a page of the embedded sample.
 VERDICTS = (
     "verdict</th>",
-    "confirmed",
-    "helps",
-    "hurts",
+    ">confirmed<",
+    ">helps<",
+    ">hurts<",
     "this project: cnn",
+    "What we learned",
+    "models were evaluated",
+    "<svg",
+    "Teaching pack",
     "Every number on this page",
     "Claims tested again",
 )
@@ -141,11 +155,11 @@ def test_page_of_the_embedded_sample_never_looks_like_a_result(tmp_path):
     build_report(tmp_path, {})
     page = (tmp_path / "report.html").read_text()
     assert '<p class="banner" role="note">Embedded sample: these numbers say nothing about FER2013</p>' in page
-    assert page.index('class="banner"') < page.index("<table")
+    assert page.index('class="banner"') < page.index("<main")
     assert f"<title>{SAMPLE_TITLE}</title>" in page and f"<h1>{SAMPLE_TITLE}</h1>" in page and TITLE not in page
     assert [text for text in VERDICTS if text in page] == []
     assert "this table has no verdicts" in page and 'id="table-04_comparison"' in page
-    assert "61.0 % (59.0&nbsp;to&nbsp;63.0)" in page
+    assert "61.0 % (59.0\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}63.0)" in page
 
 
 def test_one_notebook_on_the_sample_is_enough_for_the_banner(tmp_path):
@@ -153,7 +167,7 @@ def test_one_notebook_on_the_sample_is_enough_for_the_banner(tmp_path):
     publish(tmp_path, name="05_attention_resnet", profile="sample")
     build_report(tmp_path, {})
     page = (tmp_path / "report.html").read_text()
-    assert f">{SAMPLE_BANNER}</p>" in page and "confirmed" not in page
+    assert f">{SAMPLE_BANNER}</p>" in page and ">confirmed<" not in page
 
 
 def test_page_says_of_each_notebook_when_and_from_which_code_it_was_run(tmp_path):
@@ -396,14 +410,134 @@ def test_published_markdown_and_page_hold_the_numbers_of_the_csv_files():
     for artifact, table in tables:
         markdown = (PROJECT_ROOT / "reports" / "tables" / f"{artifact['name']}.md").read_text()
         assert cells(markdown) == cells(f"{artifact['caption']}\n\n{to_markdown(table, artifact['digits'])}\n")
-        assert to_html(table, artifact["digits"]) in page
+        assert to_html(readable_table(table, artifact["digits"], artifact["name"])) in page
 
 
 def test_html_tables_mark_the_cells_that_a_browser_must_not_squeeze():
     verdict, claim = "no difference shown; +4.2 outside the interval over 2 seeds", "gain from attention, recipe ours"
-    html = to_html(pd.DataFrame([{"model": "resnet18", "mean": 0.12345, "claim": claim, "verdict": verdict}]), 3)
-    assert '<td class="short">resnet18</td>' in html and '<td class="short">0.123</td>' in html
-    assert f"<td>{claim}</td>" in html and f'<td class="long">{verdict}</td>' in html
+    html = to_html(pd.DataFrame([{"model": "a < b", "mean": "< 0.001", "claim": claim, "verdict": verdict}]))
+    assert "<td class=short>a &lt; b</td>" in html and "<td class=number>&lt; 0.001</td>" in html
+    assert '<th scope="col" class=number>mean</th>' in html
+    assert f"<td>{claim}</td>" in html and f"<td class=long>{verdict}</td>" in html
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet50_fused_attention", "ResNet-50, fused, attention"),
+        ("attention_resnet18_original", "Attention ResNet-18, original recipe"),
+        ("05_best_resnet18", "Best ResNet-18"),
+        ("baseline_cnn_no_augmentation", "Baseline CNN, no augmentation"),
+        ("vgg16_fine_tuned_10_percent_of_labels", "VGG-16, fine-tuned, 10 % of the labels"),
+        ("efficientnet_mixup_cutmix", "EfficientNet-B0, mixup and cutmix"),
+        ("ensemble_best_pair", "Ensemble, best pair"),
+        ("original_pair", "Original pair"),
+        ("wholesome_cnnx", "Wholesome cnnx"),
+    ],
+)
+def test_code_names_become_words(name, words):
+    assert readable_name(name) == words
+
+
+def test_code_names_within_texts_and_titles_become_words():
+    assert readable_title("07_ensemble_gflops") == "Ensemble GFLOPs"
+    assert readable_title("05_learning_curves_ours") == "Learning curves ours"
+    assert readable_text("mcnemar_p of best_resnet18 on x86_64 CPU") == "p (McNemar) of best ResNet-18 on x86_64 CPU"
+
+
+def test_tables_show_percent_points_and_intervals():
+    row = {"notebook": "04_baseline_cnn", "model": "baseline_cnn", "n": 3589, "accuracy": 0.6376, "ci_low": 0.6208}
+    row |= {
+        "ci_high": 0.6531,
+        "macro_f1": 0.567,
+        "difference": -0.0051,
+        "difference_low": -0.02,
+        "difference_high": 0.01,
+    }
+    shown = readable_table(pd.DataFrame([row | {"p_value": 1e-9, "accuracy_sd": np.nan}]), 3)
+    assert shown.iloc[0].to_dict() == {
+        **{"notebook": "04", "model": "Baseline CNN", "n": "3,589", "accuracy (%)": "63.8"},
+        **{"95 % interval (%)": "62.1 to 65.3", "macro-F1": "0.567", "difference (points)": "-0.51"},
+        **{"difference: 95 % interval (points)": "-2.00 to +1.00", "p": "< 0.001", "sd over seeds (%)": "-"},
+    }
+    errors = readable_table(pd.DataFrame({"mean_error": [0.0184], "ci_low": [0.0177], "ci_high": [0.0191]}), 4)
+    assert errors.iloc[0].tolist() == ["0.0184", "0.0177 to 0.0191"], "fractions of the image width stay as they are"
+    scores = {"above_zero": [0.5], "score": [0.2], "ci_low": [0.1], "ci_high": [0.3], "over_area": [0.5]}
+    assert readable_table(pd.DataFrame(scores), 1).iloc[0].tolist() == ["50.0", "0.2", "0.1 to 0.3", "0.5"]
+    assert readable_table(pd.DataFrame({"share": [12 / 35887, 0.5]}), 4)["share (%)"].tolist() == ["0.03", "50.00"]
+
+
+def test_no_published_column_is_lost_when_it_gets_a_readable_name():
+    for artifact, table in published_artifacts("table"):
+        intervals = sum(re.sub("low$", "high", name) in table for name in table if name.endswith("low"))
+        shown = readable_table(table, artifact["digits"], artifact["name"])
+        assert len(shown.columns) == len(table.columns) - intervals, artifact["name"]
+        assert not [head for head in shown if "_" in head], artifact["name"]
+
+
+def test_telling_figures_are_published_and_drawn_by_their_notebooks():
+    published = {artifact["name"] for artifact, _ in published_artifacts("figure")}
+    assert list(TELLING_FIGURES) == [stage.name for stage in STAGES]
+    for notebook, figures in TELLING_FIGURES.items():
+        code = (PROJECT_ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf8")
+        is_published = (PROJECT_ROOT / "reports" / "manifests" / f"{notebook}.json").exists()
+        missing = [name for name in figures if (name not in published if is_published else name not in code)]
+        assert 2 <= len(figures) <= 3 and missing == []
+
+
+def test_six_findings_are_told_with_the_published_numbers():
+    reports = PROJECT_ROOT / "reports"
+    sentences = {finding.figure: tell_finding(finding, reports) for finding in FINDINGS}
+    assert len(sentences) == 6 and all(sentences.values())
+    page = (reports / "report.html").read_text()
+    for figure, sentence in sentences.items():
+        assert (reports / "figures" / f"{figure}.png").exists() and f"<figcaption>{sentence} <a" in page
+    test = pd.read_csv(reports / "tables" / "01_near_duplicates.csv").set_index("split").loc["test"]
+    assert f"{100 * test.exact_copy_in_train / test.n:.1f} % of its 3,589 images" in sentences["01_near_duplicates"]
+
+
+def test_a_finding_without_its_columns_is_left_out(tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "01_near_duplicates.csv").write_text("split,other\ntest,1\n")
+    assert [tell_finding(finding, tmp_path) for finding in FINDINGS] == [""] * len(FINDINGS)
+
+
+def test_every_notebook_has_a_few_takeaways_without_its_limits():
+    for stage in STAGES:
+        takeaways = read_takeaways(stage.name)
+        assert 3 <= takeaways.count("\n") <= 5 and "**Limits" not in takeaways, stage.name
+    assert "$" not in markdown_to_html(read_takeaways("04_baseline_cnn"))
+
+
+def test_a_notebook_without_results_says_so(tmp_path):
+    publish(tmp_path)
+    build_report(tmp_path, {})
+    section = (tmp_path / "report.html").read_text().split('id="12_best_model"')[1].split("</section>")[0]
+    assert "No results of this notebook are published yet" in section and "<figure" not in section
+
+
+def test_claims_become_cards_and_missing_ones_are_skipped():
+    [card] = make_cards(
+        make_claims({"verdict": "not confirmed: less than its area", "id": MAIN_CLAIMS[0]}, {"id": "x"})
+    )
+    assert (card["verdict"], card["rest"], card["kind"]) == ("not confirmed", "less than its area", "no")
+    assert (card["claimed"], card["measured"]) == ("60-65 %", "61.0 % (59.0 to 63.0)")
+
+
+def test_marks_of_equal_cost_stand_side_by_side():
+    assert spread([10, 100, 100, 101, 300], 10) == pytest.approx([10, 90.333, 100.333, 110.333, 300], abs=1e-3)
+
+
+def test_pictures_keep_their_natural_size(tmp_path):
+    fig, ax = plt.subplots(figsize=(5, 3))
+    ax.plot([1, 2])
+    fig.savefig(tmp_path / "x.png", dpi=144)
+    picture = encode_picture(tmp_path / "x.png", 96)
+    assert (picture["width"], picture["height"]) == (480, 288) and picture["src"].startswith("data:image/webp;base64,")
+
+
+def test_published_page_is_small_enough_to_mail():
+    assert (PROJECT_ROOT / "reports" / "report.html").stat().st_size < 6_000_000
 
 
 def test_published_figures_show_the_numbers_of_the_table_of_the_same_name():
@@ -469,7 +603,7 @@ def test_three_results_of_the_readme_are_those_of_the_report(as_committed):
     gain = claims.loc["05_attention_gain_ours"]
     interval = f"95 % interval over seeds {gain.ci_low:+.2f} to {gain.ci_high:+.2f}"
     assert f"changed by {gain.measured:+.2f} points (n = {gain.n:,.0f}, two seeds, {interval})" in text
-    assert f"The claim was {gain.claimed_low:+.1f}." in text and gain.seeds == 2
+    assert f"The claim was {gain.claimed_low:+.1f} points." in text and gain.seeds == 2
     shares = pd.read_csv(reports / "tables" / "08_region_share.csv").set_index(["emotion", "region"])
     for emotion, region, verdict in [("happy", "mouth", "confirmed"), ("fear", "eyes", "not confirmed")]:
         row, area = claims.loc[f"08_{emotion}"], f"{100 * shares.area_share[emotion, region]:.1f} %"
@@ -486,7 +620,7 @@ def test_findings_named_on_the_results_page_are_those_of_the_tables(as_committed
     assert "({:.1f} % with augmentation, {:.1f} % without)".format(*accuracy) in text
     lost = accuracy - 100 * baseline.accuracy_no_duplicates
     left_out = "points when the test images with a copy are left out"
-    assert f"loses {lost.iloc[1]:.1f} {left_out}, the other {lost.iloc[0]:.1f}" in text
+    assert f"loses {lost.iloc[1]:.1f} {left_out}, the other model {lost.iloc[0]:.1f}" in text
     gain = 100 * pd.read_csv(tables / "05_comparison.csv").set_index("recipe")["mean"]
     assert f"{gain['original']:+.1f} points under the original recipe, {gain['ours']:+.1f} under ours" in text
     augmented = 100 * pd.read_csv(tables / "06_ablation.csv").set_index("version").select_dtypes("number")

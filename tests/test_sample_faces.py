@@ -20,13 +20,12 @@ def sample() -> SampleFaces:
 
 
 @pytest.fixture(scope="module")
-def face_mesh():
+def face_mesh(needs_face_mesh):
     """Finds the mesh points (478,2) of an image in fractions of its width and height; None without a face."""
-    mediapipe = pytest.importorskip("mediapipe", reason="MediaPipe is not installed here")
-    if not hasattr(mediapipe, "solutions"):
-        pytest.skip("this MediaPipe has no solutions")
+    from mediapipe import solutions
+
     options = {"static_image_mode": True, "refine_landmarks": True, "min_detection_confidence": 0.5}
-    with mediapipe.solutions.face_mesh.FaceMesh(**options) as model:
+    with solutions.face_mesh.FaceMesh(**options) as model:
 
         def find(rgb: np.ndarray) -> np.ndarray | None:
             faces = model.process(rgb).multi_face_landmarks

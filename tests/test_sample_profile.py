@@ -33,7 +33,7 @@ def run_all(*arguments: str, cwd: os.PathLike) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def finished_run(needs_mediapipe, tmp_path_factory):
+def finished_run(needs_face_mesh, tmp_path_factory):
     """One forced run of every stage, two at a time."""
     return run_all("--force", "--device", "cpu", "--jobs", "2", cwd=tmp_path_factory.mktemp("elsewhere"))
 

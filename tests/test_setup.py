@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from fer_utils.pipeline.provenance import code_state
 
@@ -197,11 +198,14 @@ def test_conda_users_get_the_same_commands_everywhere() -> None:
 
 
 def test_no_documented_command_installs_a_second_opencv() -> None:
-    """Without --no-deps, pip follows grad-cam to an OpenCV that overwrites files of the one in the lock file."""
+    """Without --no-deps, pip follows grad-cam to an OpenCV that overwrites files of the one in the lock file.
+
+    uv leaves it out, as pyproject.toml says.
+    """
     pages = [ROOT / "README.md", ROOT / "environment.yml", *(ROOT / "docs").glob("*.md")]
     commands = [line for page in pages for line in page.read_text().splitlines() if "pip install" in line]
     assert any("--no-deps -e ." in command for command in commands)
-    of_the_project = [line for line in commands if re.search(r" (-e|-r) ", line)]
+    of_the_project = [line for line in commands if re.search(r"(?<!uv )pip install .*(-e|-r) ", line)]
     assert not [command for command in of_the_project if "--no-deps" not in command]
 
 
@@ -311,6 +315,16 @@ def test_the_whole_suite_installs_ray_once_and_runs_without_it_as_well(machine: 
         assert sum("install --quiet --disable-pip-version-check ray==" in call for call in machine.calls()) == installs
     code, _, error = machine.run("run_tests.sh", NO_RAY="1", PIP_FAILS="1")
     assert code == 0 and "Ray could not be installed" in error
+
+
+def test_two_processes_share_the_whole_suite(machine: Machine) -> None:
+    machine.run("run_all.sh")
+    assert "<-n><2><--dist><loadfile>" in machine.run("run_tests.sh")[1]
+    assert "<-n>" not in machine.run("run_tests.sh", "-k", "data")[1]
+
+
+def test_tests_and_the_processes_they_start_compute_with_one_thread() -> None:
+    assert torch.get_num_threads() == 1 and os.environ["OMP_NUM_THREADS"] == "1"
 
 
 def test_run_all_for_real_starts_within_three_seconds() -> None:

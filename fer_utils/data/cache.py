@@ -35,12 +35,12 @@ def _read_cache(path: Path, key: str) -> FER2013 | None:
         facts = json.loads(str(arrays["facts"]))
         if facts.pop("key") == key:
             facts["notes"] = tuple(facts["notes"])
-            return FER2013(*(arrays[name] for name in ("images", "labels", "split_ids", "names")), **facts)
+            return FER2013(arrays["images"], arrays["labels"], arrays["split_ids"], arrays["names"], **facts)
     return None
 
 
 def _write_cache(path: Path, key: str, dataset: FER2013) -> None:
-    facts = {"key": key, "form": dataset.form, "fingerprint": dataset.fingerprint}
+    facts: dict[str, object] = {"key": key, "form": dataset.form, "fingerprint": dataset.fingerprint}
     facts |= {"notes": dataset.notes, "standard": dataset.standard}
     buffer = io.BytesIO()
     np.savez(
@@ -73,5 +73,5 @@ def digest(*parts: bytes | np.ndarray) -> str:
     """Hash bytes and arrays; returns 16 hex digits."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
-        digest.update(part)
+        digest.update(part if isinstance(part, bytes) else part.data)
     return digest.hexdigest()

@@ -54,6 +54,7 @@ def find_data(source: str | Path = "auto") -> Path | None:
     if source == "sample":
         return None
     with readable(source if source != "auto" else paths.DATA_DIR):
+        path: Path | None
         if source != "auto":
             path = _existing(source, "the data path")
         elif os.environ.get("FER_DATA"):

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import IO, BinaryIO, TextIO, cast
 
 import numpy as np
 from PIL import Image
@@ -104,14 +104,15 @@ def sniff(stream: io.BufferedReader, where: str) -> str:
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
 
-def read_csv(stream: BinaryIO, where: str) -> RawFaces:
+def read_csv(stream: io.BufferedReader | zipfile.ZipExtFile, where: str) -> RawFaces:
     """Read fer2013.csv or icml_face_data.csv row by row; all rows are read before a fault is reported.
 
     `parse_row` is fast and only accepts or refuses a row; `explain_row` then explains what is wrong.
     """
     lines = _capped_lines(_open_text(stream), where)
     separator, columns = find_columns(next(lines, ""), where)
-    faces, faults, number = [], {}, -1
+    faces, number = [], -1
+    faults: dict[str, Fault] = {}
     for number, row in enumerate(_split_lines(lines, separator, where)):
         try:
             faces.append(parse_row(row, columns))
@@ -209,7 +210,7 @@ def _split_lines(lines: Iterator[str], separator: str, where: str) -> Iterator[l
         raise DataError(f"{where}: line {rows.line_num} cannot be read ({error}); download the file again") from error
 
 
-def _open_text(stream: BinaryIO) -> TextIO:
+def _open_text(stream: io.BufferedReader | zipfile.ZipExtFile) -> TextIO:
     head = stream.peek(2)[:2]
     encoding = "utf-16" if head in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     return io.TextIOWrapper(stream, encoding, errors="replace", newline="")
@@ -238,7 +239,7 @@ def read_zip(stream: BinaryIO, where: str) -> RawFaces:
     tables = [name for table in CSV_NAMES for name in names if _parts(name)[-1] == table]
     if tables and not any(map(place_of, names)):
         with decoding(f"{where}/{tables[0]} cannot be read", "download the zip again"):
-            return read_csv(archive.open(tables[0]), f"{where}/{tables[0]}")
+            return read_csv(cast(zipfile.ZipExtFile, archive.open(tables[0])), f"{where}/{tables[0]}")
     return _read_images(names, _CappedReader(archive.open, where), where, form="zip")
 
 
@@ -352,7 +353,7 @@ def _is_in_split_folder(name: str) -> bool:
 class _CappedReader:
     """Reads files of a zip or a folder and counts their bytes: the sizes written in a zip may be wrong."""
 
-    def __init__(self, open_member: Callable[[str], BinaryIO], where: str) -> None:
+    def __init__(self, open_member: Callable[[str], IO[bytes]], where: str) -> None:
         self.open_member, self.where, self.total = open_member, where, 0
 
     def __call__(self, name: str) -> bytes:

@@ -165,7 +165,7 @@ def load_portrait() -> Portrait:
         bumps=_bumps(points, eye_distance),
         skin=skin.astype(np.float32),
         folds=cv2.GaussianBlur(bare.astype(np.float32) - skin, (0, 0), 0.7),
-        brows=sum(_soft_shape(CROP, points[upper], points[lower], 2.0) for upper, lower in BROWS),
+        brows=np.sum([_soft_shape(CROP, points[upper], points[lower], 2.0) for upper, lower in BROWS], axis=0),
         lips=_soft_shape(CROP, points[LIP_RIMS[0]], points[LIP_RIMS[1]], 1.5),
         creases={unit: _soften(_draw_strokes(lines), 1.2) for unit, lines in strokes["creases"].items()},
     )
@@ -189,7 +189,7 @@ def _draw_strokes(strokes: list) -> np.ndarray:
     """Return a mask (CROP,CROP) uint8: 255 on the strokes, 0 elsewhere."""
     mask = np.zeros((CROP, CROP), np.uint8)
     for width, corners in strokes:
-        cv2.polylines(mask, [np.array(corners) - CORNER], False, 255, width)
+        cv2.polylines(mask, [np.array(corners) - CORNER], False, (255,), width)
     return mask
 
 
@@ -209,7 +209,7 @@ def _soft_shape(side: int, upper: np.ndarray, lower: np.ndarray, blur: float) ->
     """
     lower = np.c_[lower[:, 0], np.maximum(upper[:, 1], lower[:, 1])]
     corners = np.round(np.vstack([upper, lower[::-1]]) * 16).astype(np.int32)  # shift=4: in sixteenths of a pixel
-    return _soften(cv2.fillPoly(np.zeros((side, side), np.uint8), [corners], 255, cv2.LINE_AA, shift=4), blur)
+    return _soften(cv2.fillPoly(np.zeros((side, side), np.uint8), [corners], (255,), cv2.LINE_AA, shift=4), blur)
 
 
 def _bumps(points: np.ndarray, eye_distance: float) -> np.ndarray:
@@ -241,8 +241,8 @@ def _group_weights(n_points: int) -> dict[str, np.ndarray]:
     weights = {group: np.zeros((2, n_points)) for group, *_ in rows}
     for group, side, point, weight in rows:
         weights[group][side, point] = weight
-    for weight in weights.values():
-        weight[:, weight.all(0)] /= 2  # points on the midline follow both sides, each by half
+    for of_group in weights.values():
+        of_group[:, of_group.all(0)] /= 2  # points on the midline follow both sides, each by half
     return weights
 
 
@@ -338,7 +338,8 @@ def _warp(picture: np.ndarray, source: np.ndarray, target: np.ndarray, side: int
     planes = np.stack([mesh.calculate_plane_coefficients(column) for column in source.T])  # (2,T,3)
     a, b, c = planes[:, triangle].transpose(3, 1, 2, 0)
     where = a * x[..., None] + b * y[..., None] + c - 0.5
-    return cv2.remap(picture, cv2.resize(where.astype(np.float32), (side, side)), None, cv2.INTER_LINEAR)
+    where = cv2.resize(where.astype(np.float32), (side, side))
+    return cv2.remap(picture, where, None, cv2.INTER_LINEAR)  # type: ignore[call-overload]  # asks for a second map
 
 
 def _blend(canvas: np.ndarray, paint: np.ndarray, mask: np.ndarray) -> None:
@@ -352,7 +353,7 @@ def _paint_eyes(canvas: np.ndarray, points: np.ndarray, eye_distance: float) -> 
         middle = (points[iris] + (top.mean(0) + bottom.mean(0)) / 2) / 2
         disc = np.zeros(canvas.shape, np.uint8)
         center, radius = np.round(middle * 16).astype(int).tolist(), round(0.085 * eye_distance * 16)
-        cv2.circle(disc, center, radius, 255, -1, cv2.LINE_AA, shift=4)
+        cv2.circle(disc, center, radius, (255,), -1, cv2.LINE_AA, shift=4)
         _blend(canvas, 165 - 130 * _soften(disc, 1.0), 0.8 * _soft_shape(len(canvas), top, bottom, 1.0))
 
 
@@ -370,7 +371,7 @@ def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Apply side light, blur, contrast, brightness and camera noise; returns (48,48) uint8."""
     x = np.linspace(-1, 1, IMAGE_SIZE)
     light = 1 + rng.normal(0, 0.15) * x + rng.normal(0, 0.1) * x[:, None]
-    image = cv2.GaussianBlur(image * light, (0, 0), rng.uniform(0.2, 0.5))
+    image = cv2.GaussianBlur(np.multiply(image, light), (0, 0), rng.uniform(0.2, 0.5))
     image = (image - 128) * rng.uniform(0.75, 1.25) + 128 + rng.normal(0, 18)
     image += rng.normal(0, rng.uniform(1, 5), image.shape)
     return np.clip(np.round(image), 0, 255).astype(np.uint8)
@@ -378,5 +379,5 @@ def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def mirror_face(image: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mirror the image and its landmarks; left and right landmarks change places."""
-    flipped = landmarks * np.float32([-1, 1]) + np.float32([1, 0])
+    flipped = landmarks * np.array([-1, 1], np.float32) + np.array([1, 0], np.float32)
     return image[:, ::-1], flipped[[1, 0, 3, 2]]

@@ -6,5 +6,5 @@ widget.py        Demo, the other end of widget.js
 predictor.py     Predictor, which finds and classifies faces
 page/            how Voila shows the widget as a page of its own; connection.py: how it talks to the browser
 
-Another page can use app.js with a backend of its own, for example one that computes in the browser.
+web/ has a second backend, which computes in the browser; fer_utils/web.py builds the page around it.
 """

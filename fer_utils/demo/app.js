@@ -137,6 +137,7 @@ export function mountApp(root, backend) {
       if (!networks.length) return;
       parts.network.replaceChildren(...networks.map(({ id, title }) => make("option", { value: id, textContent: title })));
       parts.settings.hidden = parts.main.hidden = false;
+      parts.heatMap.parentElement.hidden = !networks.some(({ heatMap }) => heatMap);
       photos.add(opened.examples);
       showNetwork();
     } catch (error) {
@@ -396,7 +397,7 @@ function makeSmoother() {
 }
 
 // Intersection over union of two boxes.
-function overlap([left, top, width, height], [left2, top2, width2, height2]) {
+export function overlap([left, top, width, height], [left2, top2, width2, height2]) {
   const shared =
     Math.max(0, Math.min(left + width, left2 + width2) - Math.max(left, left2)) *
     Math.max(0, Math.min(top + height, top2 + height2) - Math.max(top, top2));

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from fer_utils import cam, classifiers
 from fer_utils.cost import count_params
@@ -57,7 +58,7 @@ class Predictor:
     def networks(self) -> list[dict]:
         """Describe the networks for a menu: id, title, a line about each, and whether Grad-CAM can explain it."""
         rows = [
-            {"id": name, "title": name, "about": self._about(name), "heatMap": type(model) in cam.LAYERS}
+            {"id": name, "title": name, "about": describe(model), "heatMap": type(model) in cam.LAYERS}
             for name, model in self._models.items()
         ]
         if len(rows) > 1:
@@ -65,10 +66,11 @@ class Predictor:
             rows.append({"id": ENSEMBLE, "title": f"all {len(rows)}, averaged", "about": about, "heatMap": False})
         return rows
 
-    def _about(self, name: str) -> str:
-        size = f"{count_params(self._models[name]) / 1e6:.1f} million parameters"
-        origin = classifiers.describe_origin(self._models[name])
-        return f"{origin[0].upper()}{origin[1:]}; {size}."
+
+def describe(model: nn.Module) -> str:
+    """Say in a sentence for the visitor what a network was trained on, how good it is on val, and how large."""
+    origin = classifiers.describe_origin(model)
+    return f"{origin[0].upper()}{origin[1:]}; {count_params(model) / 1e6:.1f} million parameters."
 
 
 def trained(inputs: str | Path) -> list[str]:

@@ -6,6 +6,7 @@ network again.
 
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ ARCHITECTURES = {
 }
 NOT_IN_A_SPEC = ("imagenet", "landmarks")  # initial weights and networks: a spec holds only names and numbers
 
-Spec = dict[str, object]
+Spec = dict[str, Any]
 
 
 def make_spec(name: str, **options: object) -> Spec:
@@ -52,7 +53,7 @@ def make_spec(name: str, **options: object) -> Spec:
 
 
 def build_model(
-    spec: str | Mapping[str, object],
+    spec: str | Mapping[str, Any],
     imagenet: dict[str, torch.Tensor] | None = None,
     landmarks: nn.Module | None = None,
     **options: object,
@@ -71,7 +72,7 @@ def build_model(
     return model
 
 
-def describe(spec: Mapping[str, object]) -> str:
+def describe(spec: Mapping[str, Any]) -> str:
     """Describe a spec in a few words, by the options that differ from the defaults: "resnet18, stem middle"."""
     defaults = make_spec(spec["name"])["options"]
     changed = [f"{key} {value}" for key, value in spec["options"].items() if value != defaults.get(key)]

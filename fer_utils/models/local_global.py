@@ -87,6 +87,8 @@ class LocalGlobalNet(nn.Module):
     Shapes in comments are those for 48x48 pixels and the stem "imagenet".
     """
 
+    quarters: torch.Tensor  # (4,2), a buffer: the centers of the four quarters
+
     def __init__(
         self,
         num_classes: int = 7,

@@ -1,5 +1,7 @@
 """A residual network for small images; by default it is also a small network."""
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,7 +24,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(channels_out)
         if zero_init:
             nn.init.zeros_(self.norm2.weight)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or channels_in != channels_out:
             # A 1x1 convolution of stride 2 looks at one pixel in four; average pooling looks at all of them.
             pool = nn.AvgPool2d(stride) if pool_shortcut else nn.Identity()
@@ -70,13 +72,16 @@ class SmallResNet(nn.Module):
             nn.ReLU(),
             nn.MaxPool2d(2) if pool else nn.Identity(),
         )  # (N,1,48,48) -> (N,width,24,24)
-        blocks, channels = [], width
-        for stage, count in enumerate(DEEP if deep else SHALLOW):
-            for number in range(count):
-                stride = 2 if stage > 0 and number == 0 else 1
-                blocks.append(ResidualBlock(channels, width * 2**stage, stride, pool_shortcut, zero_init))
-                channels = width * 2**stage
-        self.blocks = nn.Sequential(*blocks)  # (N,width,24,24) -> (N,8*width,3,3)
+        stages: OrderedDict[str, nn.Module] = OrderedDict()
+        channels = width
+        for number, count in enumerate(DEEP if deep else SHALLOW):
+            blocks = []
+            for position in range(count):
+                stride = 2 if number > 0 and position == 0 else 1
+                blocks.append(ResidualBlock(channels, width * 2**number, stride, pool_shortcut, zero_init))
+                channels = width * 2**number
+            stages[f"stage{number + 1}"] = nn.Sequential(*blocks)
+        self.stages = nn.Sequential(stages)  # (N,width,24,24) -> (N,8*width,3,3)
         self.head = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),  # (N,8*width,1,1)
             nn.Flatten(),  # (N,8*width)
@@ -86,5 +91,5 @@ class SmallResNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map images (N,1,48,48) float to logits (N,num_classes)."""
-        features = self.blocks(self.stem(images))  # (N,8*width,3,3)
+        features = self.stages(self.stem(images))  # (N,8*width,3,3)
         return self.head(features)  # (N,num_classes)

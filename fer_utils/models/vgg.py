@@ -13,18 +13,22 @@ def vgg16_backbone(imagenet: dict[str, torch.Tensor] | None = None) -> nn.Sequen
 
     48x48 pixels become a feature map (N,512,1,1). imagenet: weights from imagenet_weights("vgg16_bn"); None: random.
     """
-    blocks, channels = OrderedDict(), 1
+    blocks: OrderedDict[str, nn.Module] = OrderedDict()
+    channels = 1
     for number, (width, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)], 1):
-        layers = []
+        layers: list[nn.Module] = []
         for _ in range(depth):
             conv = nn.Conv2d(channels, width, 3, padding=1)
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
+            assert conv.bias is not None
             nn.init.zeros_(conv.bias)
             layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
             channels = width
         blocks[f"block{number}"] = nn.Sequential(*layers, nn.MaxPool2d(2))
     if imagenet is not None:
-        flat = nn.Sequential(*(layer for block in blocks.values() for layer in block))  # like torchvision's "features"
+        flat = nn.Sequential(
+            *(layer for block in blocks.values() for layer in block.children())
+        )  # like torchvision's "features"
         weights = {k.removeprefix("features."): v for k, v in imagenet.items() if k.startswith("features.")}
         first = weights["0.weight"].sum(1, keepdim=True)  # (64,3,3,3) -> (64,1,3,3)
         flat.load_state_dict(weights | {"0.weight": first})

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -66,7 +67,7 @@ def load_classifier(path: str | Path) -> nn.Module:
     """Load a model like load_model; TrainingError if it does not classify the seven emotions."""
     model = load_model(path)
     if hasattr(model, "outputs"):
-        raise TrainingError(f"{path} holds a {model.spec['name']}, which is not a classifier of emotions")
+        raise TrainingError(f"{path} holds a {_identity(model)['spec']['name']}, which is not a classifier of emotions")
     return model
 
 
@@ -144,7 +145,7 @@ def _read_weights(path: str | Path) -> dict:
         return state
 
 
-def read_torch_file(path: Path) -> object:
+def read_torch_file(path: Path) -> Any:
     """Read a file of torch.save; an error of any class if it is damaged, so call it inside a block of `decoding`.
 
     weights_only refuses pickles that contain code. torch.save does not compress, so a compressed file is an attack.
@@ -169,10 +170,15 @@ def _read_compact(path: Path) -> dict:
     return about | {"weights": {k: t.float() if t.is_floating_point() else t for k, t in weights.items()}}
 
 
-def _require_state(state: object) -> None:
+def _require_state(state: Any) -> None:
     """Raise TypeError or KeyError unless a state has the entries of save_weights, of the right types."""
     spec, classes, weights = (state[key] for key in ("spec", "classes", "weights"))
-    types = [(spec["name"], str), (spec["options"], Mapping), (classes, list), (weights, Mapping)]
+    types: list[tuple[object, type]] = [
+        (spec["name"], str),
+        (spec["options"], Mapping),
+        (classes, list),
+        (weights, Mapping),
+    ]
     types += [(state.get("origin", {}), Mapping)]
     types += [(name, str) for name in (*classes, *weights)]
     types += [(tensor, torch.Tensor) for tensor in weights.values()]

@@ -15,7 +15,8 @@ freshness.py     manifests and records: is a stage up to date?
 code_hash.py     hashes of code that ignore comments and layout
 provenance.py    commit, data, versions and device of a run
 
-page.py          the content of the report: summary, claims, report.html, tables in docs/
+page/            the content of the report: summary, claims, report.html, tables in docs/
+takeaways.py     reads what a notebook asks, and what its readers take away
 report_files.py  builds the report when something changed, and records its files
 verify.py        checks published files against their records
 """

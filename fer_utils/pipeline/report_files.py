@@ -1,7 +1,7 @@
 """Build the report's files from what is published, and record them in reports/report.json.
 
-page.py decides what the report says. This module decides when it has to be built again: its record holds a hash of each
-of the report's files and of everything that it was built from.
+The folder page/ decides what the report says. This module decides when it has to be built again: its record holds a
+hash of each of the report's files and of everything that it was built from.
 """
 
 import hashlib
@@ -14,6 +14,8 @@ from fer_utils.pipeline.code_hash import normalize_module
 from fer_utils.pipeline.freshness import GENERATED_PAGES, describe_damage, hash_content, read_record
 from fer_utils.pipeline.provenance import read_last_run
 from fer_utils.pipeline.publish import Folders
+from fer_utils.pipeline.stages import STAGES
+from fer_utils.pipeline.takeaways import read_question, read_takeaways
 
 REPORT_FILES = (
     "summary.csv",
@@ -24,7 +26,15 @@ REPORT_FILES = (
     "report.html",
 )
 PACKAGE = Path(__file__).parents[1]
-REPORT_CODE = ("pipeline/page.py", "report.py", "assets/report.html.j2", "assets/anchors.csv")
+REPORT_CODE = (
+    "pipeline/page/*.py",
+    "pipeline/takeaways.py",
+    "report.py",
+    "assets/*.j2",
+    "assets/report.css",
+    "assets/anchors.csv",
+)
+REPORT_DOCS = ("docs/syllabus.md", "docs/glossary.md")  # quoted on the page
 
 
 def make_report(folders: Folders, provenance: Mapping) -> None:
@@ -74,9 +84,13 @@ def find_report_files(folders: Folders) -> list[Path]:
 
 
 def hash_sources(folders: Folders) -> dict[str, str]:
-    """Return the hashes of what the report is built from: all manifests, and the code that renders them."""
+    """Return the hashes of what the report is built from: all manifests, the code of the page, and what it quotes."""
     sources = {path.relative_to(folders.root).as_posix(): path.read_bytes() for path in folders.manifests()}
-    for name in REPORT_CODE:
-        text = (PACKAGE / name).read_text(encoding="utf-8")
-        sources[f"fer_utils/{name}"] = (normalize_module(text) if name.endswith(".py") else text).encode()
+    for path in sorted(path for pattern in REPORT_CODE for path in PACKAGE.glob(pattern)):
+        text = path.read_text(encoding="utf-8")
+        name = path.relative_to(PROJECT_ROOT).as_posix()
+        sources[name] = (normalize_module(text) if path.suffix == ".py" else text).encode()
+    sources |= {page: (PROJECT_ROOT / page).read_bytes() for page in REPORT_DOCS}
+    for stage in STAGES:
+        sources[f"notebooks/{stage.name}.ipynb"] = f"{read_question(stage.name)}\n{read_takeaways(stage.name)}".encode()
     return {name: hashlib.sha256(content).hexdigest() for name, content in sources.items()}

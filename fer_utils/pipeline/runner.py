@@ -153,6 +153,12 @@ def write_report(settings: Settings, outcomes: Mapping[str, Outcome], console: C
     return True
 
 
+def refresh_report(settings: Settings) -> None:
+    """Build the report during a run, so that there is something to look at; the end of the run prints its errors."""
+    with contextlib.suppress(OSError, ValueError):
+        make_report(settings.folders, choose_provenance(settings, has_new_results=True))
+
+
 def choose_provenance(settings: Settings, has_new_results: bool) -> dict[str, object]:
     """Return the provenance of this run, or of the last one when this run made no new results."""
     last_provenance = read_last_run(settings.folders.reports)
@@ -204,6 +210,7 @@ def try_stage(settings: Settings, item: PlannedStage, deadline: float, log: Path
     try:
         with open_log(log) as stream, time_limit(deadline):
             minutes = run_stage(settings, item.stage, stream) / 60
+        refresh_report(settings)
         return Outcome(DONE, f"is done ({format_duration(minutes)})", minutes)
     except TimeIsUp:
         return Outcome(OUT_OF_TIME, "is stopped: the time is up")

@@ -4,6 +4,7 @@ The environment variable FER_RAY turns this on. Its value is "auto" for the clus
 (host:port) of a cluster that this machine has joined. Ray moves the data and repeats the runs of a lost machine.
 """
 
+import logging
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 
 from fer_utils.device import select_device
 from fer_utils.errors import TrainingError
-from fer_utils.training.run import FitResult, Run
+from fer_utils.training.run import FitResult, Run, results_of
 
 FitAll = Callable[[Sequence[Run], torch.device], list[FitResult]]  # trains runs in this process: loop.fit_all
 CONNECT_SECONDS = 30  # time limit for the first connection to the cluster
@@ -58,10 +59,7 @@ def fit_all(runs: Sequence[Run], device: torch.device, fit_locally: FitAll) -> l
     finally:
         for task in waiting:
             ray.cancel(task, force=True)  # without force, a run that has started would go on
-    results = [ended[position] for position in range(len(runs))]
-    for failure in (result for result in results if isinstance(result, TrainingError)):
-        raise failure
-    return results
+    return results_of(ended[position] for position in range(len(runs)))
 
 
 def _connect(address: str) -> ModuleType:
@@ -75,7 +73,7 @@ def _connect(address: str) -> ModuleType:
         return ray
     try:
         _try_to_connect(address)
-        ray.init(address, logging_level="WARNING")
+        ray.init(address, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise TrainingError(
             f"FER_RAY is {address}, but Ray cannot connect ({_first_sentence(error)}); run `ray start --head` to start "
@@ -114,7 +112,8 @@ def _submit(ray: ModuleType, runs: Sequence[Run], device: torch.device, fit_loca
     for run in runs:
         data = [stored[id(array)] for array in (*run.train, *run.val)]
         file = run.checkpoint and run.checkpoint.absolute()  # a worker has its own working directory
-        bare = replace(run, train=(), val=(), checkpoint=file)
+        nothing = (np.empty(0), np.empty(0))
+        bare = replace(run, train=nothing, val=nothing, checkpoint=file)
         named = task.options(name=run.name or "run", **options)  # Ray prints the name before each line of a run
         yield named.remote(bare, device.type, threads, fit_locally, *data)
 
@@ -134,7 +133,9 @@ def _train(run: Run, device: str, threads: int, fit_locally: FitAll, *arrays: np
     # Ray's arrays are read-only. torch warns about writing to them, but training only reads them.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     try:
-        result = fit_locally([replace(run, train=arrays[:2], val=arrays[2:])], select_device(device))[0]
+        images, targets, val_images, val_targets = arrays
+        whole = replace(run, train=(images, targets), val=(val_images, val_targets))
+        result = fit_locally([whole], select_device(device))[0]
     except TrainingError as error:
         return error
     return {name: tensor.cpu() for name, tensor in run.model.state_dict().items()}, result
@@ -151,5 +152,5 @@ def _collect(ray: ModuleType, task: Any, run: Run, device: torch.device) -> FitR
     if isinstance(outcome, TrainingError):
         return outcome
     weights, result = outcome
-    run.model.to(device, memory_format=torch.channels_last).load_state_dict(weights)
+    run.model.to(device).to(memory_format=torch.channels_last).load_state_dict(weights)
     return result

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from fer_utils.augment import augment_batch
+from fer_utils.augment import Augment, augment_batch
 from fer_utils.models.weights import checksum
 from fer_utils.training.tasks import Task, classification
 
@@ -25,7 +25,13 @@ def distillation(teachers: Sequence[nn.Module], precision: str = "fp32", out_of_
     """
     teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
 
-    def augment(images, labels, how, generator, mirror=None):
+    def augment(
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        how: Augment,
+        generator: torch.Generator,
+        mirror: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Augment images and replace their targets by the probabilities (N,7) of the teachers."""
         images = augment_batch(images, how, generator, mirror)
         log_probs = teacher_log_probs(teachers, images, precision)  # (T,N,7)

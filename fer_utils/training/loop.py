@@ -8,7 +8,7 @@ import os
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from fer_utils.training import cluster
 from fer_utils.training.checkpoints import drop_previous, read_checkpoint, write_checkpoint
 from fer_utils.training.config import TrainConfig
 from fer_utils.training.optim import build_optimizer, learning_rate, lr_factor
-from fer_utils.training.run import FitResult, Run
+from fer_utils.training.run import FitResult, Run, results_of
 from fer_utils.training.step import TrainingStep
 from fer_utils.training.streams import open_stream
 from fer_utils.training.tasks import Task, balanced_weights, classification
@@ -94,10 +94,7 @@ def fit_all(runs: Sequence[Run], device: torch.device | str = "cpu", at_once: in
     finally:
         for training in active.values():
             training.close()
-    for outcome in (ended[position] for position in range(len(runs))):
-        if isinstance(outcome, TrainingError):
-            raise outcome
-    return [ended[position] for position in range(len(runs))]
+    return results_of(ended[position] for position in range(len(runs)))
 
 
 def advance(training: "Training", active: int) -> FitResult | TrainingError | None:
@@ -162,7 +159,7 @@ class ArraysOnDevice:
         """Return the tensor on the device and the checksum of the array."""
         if id(array) not in self.copies:
             tensor = torch.as_tensor(array).to(self.device)
-            self.copies[id(array)] = array, tensor, zlib.crc32(np.ascontiguousarray(array))
+            self.copies[id(array)] = array, tensor, zlib.crc32(np.ascontiguousarray(array).data)
         return self.copies[id(array)][1:]
 
 
@@ -216,7 +213,7 @@ class Training:
             parameter.requires_grad_(True)
         self.model.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
 
-    def _train(self) -> Iterator[FitResult | None]:
+    def _train(self) -> Generator[FitResult | None, None, None]:
         """Train from the first epoch to the last. Yields None when other runs may take a turn, finally the result."""
         self._prepare()
         started, seconds = time.time(), 0.0
@@ -240,7 +237,7 @@ class Training:
         (images, a), (targets, b), (self.val_images, c), (self.val_targets, d) = (
             self.arrays(array) for array in (*self.run.train, *self.run.val)
         )
-        self.model.to(self.device, memory_format=torch.channels_last)
+        self.model.to(self.device).to(memory_format=torch.channels_last)
         set_seed(self.config.seed)
         self.frozen = freeze(self.model, self.config)
         self.optimizer = build_optimizer(self.model, self.config)
@@ -265,7 +262,7 @@ class Training:
         )
         self.next_step: Callable[[], None] | None = None
 
-    def _epoch(self) -> Iterator[None]:
+    def _epoch(self) -> Generator[None, None, dict]:
         """Train for one epoch, validate, and return the row of the history; TrainingError if a loss is not finite."""
         epoch, val_losses = len(self.history), [row["val_loss"] for row in self.history]
         set_modes(self.model, self.config)
@@ -367,8 +364,7 @@ class Training:
 
     def resume(self, path: Path | None) -> bool:
         """Continue from a checkpoint; returns False if there is no readable one."""
-        state = read_checkpoint(path) if path else None
-        if state is None:
+        if path is None or (state := read_checkpoint(path)) is None:
             return False
         require_same(self.identity, state.get("identity", {}), path)
         there = "cpu" if state["cuda_rng"] is None else "cuda"

@@ -1,6 +1,6 @@
 """A training run and its result."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,6 +57,16 @@ class FitResult:
     def train_seconds(self) -> float:
         """Seconds spent on training batches in all epochs, without validation."""
         return float(self.history.seconds.sum())
+
+
+def results_of(outcomes: Iterable[FitResult | TrainingError]) -> list[FitResult]:
+    """Return the outcomes of several runs, or raise the first error among them."""
+    results = []
+    for outcome in outcomes:
+        if isinstance(outcome, TrainingError):
+            raise outcome
+        results.append(outcome)
+    return results
 
 
 def seed_runs(

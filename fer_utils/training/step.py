@@ -137,7 +137,9 @@ class TrainingStep:
 
     def state_tensors(self) -> dict[tuple, torch.Tensor]:
         """Return all tensors that a step changes."""
-        state = {("counter", name): getattr(self, name) for name in ("position", "losses", "metric_sum")}
+        state: dict[tuple, torch.Tensor] = {
+            ("counter", name): getattr(self, name) for name in ("position", "losses", "metric_sum")
+        }
         for name, network in (("model", self.model), ("ema", self.ema_model)):
             if network is not None:
                 state |= {(name, key): tensor for key, tensor in network.state_dict().items()}

@@ -9,6 +9,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -22,8 +23,8 @@ class CpuStream:
         """Return a context in which work goes to this stream."""
         return contextlib.nullcontext()
 
-    def record_event(self) -> float:
-        """Mark a point between two pieces of work."""
+    def record_event(self) -> Any:
+        """Mark a point between two pieces of work; returns the time in seconds."""
         return time.perf_counter()
 
     def is_done(self, event: float) -> bool:
@@ -38,11 +39,11 @@ class CpuStream:
         """Return the step itself."""
         return step
 
-    def rng_state(self) -> dict[str, torch.Tensor | None]:
+    def rng_state(self) -> dict[str, Any]:
         """Return the state of the random generator of dropout, for a checkpoint."""
         return {"torch_rng": torch.get_rng_state(), "cuda_rng": None}
 
-    def set_rng_state(self, state: dict[str, torch.Tensor | None]) -> None:
+    def set_rng_state(self, state: dict[str, Any]) -> None:
         """Restore a state from rng_state."""
         torch.set_rng_state(state["torch_rng"])
 
@@ -77,8 +78,8 @@ class CudaStream:
         finally:
             self.default.graphsafe_set_state(shared)
 
-    def record_event(self) -> torch.cuda.Event:
-        """Mark a point between two pieces of work."""
+    def record_event(self) -> Any:
+        """Mark a point between two pieces of work; returns a torch.cuda.Event."""
         event = torch.cuda.Event(enable_timing=True)
         event.record(self.stream)
         return event
@@ -117,11 +118,11 @@ class CudaStream:
             return step
         return self.graph.replay
 
-    def rng_state(self) -> dict[str, torch.Tensor | None]:
+    def rng_state(self) -> dict[str, Any]:
         """Return the states of the random generators, for a checkpoint."""
         return {"torch_rng": torch.get_rng_state(), "cuda_rng": self.dropout.get_state()}
 
-    def set_rng_state(self, state: dict[str, torch.Tensor | None]) -> None:
+    def set_rng_state(self, state: dict[str, Any]) -> None:
         """Restore a state from rng_state."""
         torch.set_rng_state(state["torch_rng"])
         self.dropout.set_state(state["cuda_rng"])

@@ -94,7 +94,13 @@ def balanced_weights(labels: np.ndarray, num_classes: int = len(EMOTIONS)) -> to
     return torch.tensor(len(labels) / (num_classes * np.maximum(counts, 1)), dtype=torch.float32)
 
 
-def _augment_labeled(images, labels, how, generator, mirror=None):
+def _augment_labeled(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    how: Augment,
+    generator: torch.Generator,
+    mirror: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Augment images and, if they are mixed, turn labels (N,) into shares of the classes (N,7)."""
     images = augment_batch(images, how, generator, mirror)
     if how.mixes:
@@ -118,7 +124,9 @@ def turn(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     return all_turned[turns, torch.arange(len(images), device=images.device)]  # (N,...,S,S)
 
 
-def _augment_turned(images, _, how, generator, mirror=None):
+def _augment_turned(
+    images: torch.Tensor, _: torch.Tensor, how: Augment, generator: torch.Generator, mirror: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Augment images and turn each at random; the targets are the numbers of quarter turns (N,)."""
     if how.mixes:
         raise ValueError("turned images cannot be mixed; switch off Augment.mixup and Augment.cutmix")
@@ -210,7 +218,13 @@ def _labeled_points_loss(points: torch.Tensor, labeled: torch.Tensor) -> torch.T
     return F.smooth_l1_loss(gaps, torch.zeros_like(gaps), reduction="sum") / has_label.sum().clamp(min=1)
 
 
-def _augment_labels_and_points(images, targets, how, generator, mirror=None):
+def _augment_labels_and_points(
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    how: Augment,
+    generator: torch.Generator,
+    mirror: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Augment images, and move the landmarks in their targets (N,9) along with the pixels."""
     images, points = augment_with_points(images, _split_targets(targets)[1], how, generator, mirror)
     return images, torch.cat([targets[:, :1], points.flatten(1)], 1)

@@ -1,18 +1,30 @@
 """Find faces in any image with MediaPipe's face detector."""
 
 import functools
-import multiprocessing
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
 
 from fer_utils.data.constants import IMAGE_SIZE
-from fer_utils.vision.mediapipe_process import INSTALL, LandmarksUnavailable, mediapipe_version, prepare_worker
+from fer_utils.paths import ASSETS
+from fer_utils.vision.mediapipe_process import (
+    INSTALL,
+    LandmarksUnavailable,
+    does_not_work,
+    mediapipe_version,
+    start_workers,
+)
 
 RANGES = ("short", "full")  # MediaPipe's two detectors: for faces up to about 2 m and up to about 5 m from the camera
+
+# The weights of both detectors, which MediaPipe 0.10.21 brings and later releases do not, and the lowest score at which
+# that release reports a face. All in assets/mediapipe/ is MediaPipe's, under the Apache License 2.0.
+WEIGHTS = {
+    "short": ("face_detection_short_range.tflite", 0.5),
+    "full": ("face_detection_full_range_sparse.tflite", 0.6),
+}
 
 # The detector's box in images of FER2013: its side, and how far its center lies below the center of the image, both as
 # fractions of the side of the image. These are medians over val; notebook 09 checks them on a part of val. Crops of
@@ -30,6 +42,8 @@ class Face:
     points: np.ndarray  # (6,2): x and y of eyes, nose tip, mouth and ears; (0,2) without a detector
 
 
+Detection = tuple[tuple[float, float, float, float], float, list[tuple[float, float]]]  # box in pixels, score, points
+Detector = Callable[[np.ndarray], Iterator[Detection]]  # points are fractions of the width and height of the image
 Finder = Callable[..., list[Face]]  # finder(image, ranges=..., confidence=...)
 
 
@@ -60,13 +74,13 @@ class FaceFinder:
     def __init__(self) -> None:
         """Raise LandmarksUnavailable if MediaPipe is not installed; the process starts with the first image."""
         mediapipe_version()
-        context = multiprocessing.get_context("spawn")  # a fork would copy threads and GPU handles of the parent
-        self._pool = ProcessPoolExecutor(1, context, prepare_worker)
+        self._pool = start_workers(1)
 
     def __call__(self, image: np.ndarray, ranges: Sequence[str] = RANGES, confidence: float = 0.5) -> list[Face]:
         """Find all faces in an image (H,W,3) uint8 RGB, from left to right; of overlapping boxes, the best one.
 
-        ranges: one or both of RANGES. confidence: lowest score. LandmarksUnavailable if MediaPipe does not work.
+        ranges: one or both of RANGES. confidence: lowest score; below those in WEIGHTS it changes nothing.
+        LandmarksUnavailable if MediaPipe does not work.
         """
         try:
             faces = self._pool.submit(_detect, np.ascontiguousarray(image), tuple(ranges)).result()
@@ -78,7 +92,7 @@ class FaceFinder:
 
     def close(self) -> None:
         """End the process."""
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(kill_workers=True)
 
 
 def without_doubles(faces: Sequence[Face]) -> list[Face]:
@@ -104,16 +118,11 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
 def _detect(image: np.ndarray, ranges: tuple[str, ...]) -> list[Face]:
     """Return the faces that the detectors find, duplicates included; runs in the worker process."""
     size = np.array(image.shape[1::-1])
-    faces = []
-    for name in ranges:
-        for detection in _detector(name).process(image).detections or ():
-            box = detection.location_data.relative_bounding_box
-            left, top = np.array([box.xmin, box.ymin]) * size
-            width, height = np.array([box.width, box.height]) * size
-            points = np.array([(point.x, point.y) for point in detection.location_data.relative_keypoints]) * size
-            square = crop_square((left, top, width, height), *BOX_IN_CROP[name])
-            faces.append(Face((left, top, width, height), float(detection.score[0]), square, points))
-    return faces
+    return [
+        Face(box, score, crop_square(box, *BOX_IN_CROP[name]), np.array(points) * size)
+        for name in ranges
+        for box, score, points in _detector(name)(image)
+    ]
 
 
 def crop_square(box: tuple[float, float, float, float], ratio: float, below: float) -> tuple[float, float, float]:
@@ -124,11 +133,47 @@ def crop_square(box: tuple[float, float, float, float], ratio: float, below: flo
 
 
 @functools.cache
-def _detector(name: str) -> object:
-    """Make one of MediaPipe's detectors, once per process; the caller removes detections with low scores."""
+def _detector(name: str) -> Detector:
+    """Make one of MediaPipe's detectors, once per process."""
     try:
-        from mediapipe import solutions
+        import mediapipe
 
-        return solutions.face_detection.FaceDetection(model_selection=RANGES.index(name), min_detection_confidence=0.2)
+        return _with_solutions(name) if hasattr(mediapipe, "solutions") else _with_tasks(name)
     except Exception as error:  # broken installations fail in many ways
-        raise LandmarksUnavailable(f"MediaPipe does not work ({type(error).__name__}: {error}); {INSTALL}") from None
+        raise does_not_work(error) from None
+
+
+def _with_solutions(name: str) -> Detector:
+    """Make a detector with the interface that MediaPipe had up to 0.10.21; it ignores other lowest scores."""
+    from mediapipe import solutions
+
+    detector = solutions.face_detection.FaceDetection(model_selection=RANGES.index(name))
+
+    def detect(image: np.ndarray) -> Iterator[Detection]:
+        height, width = image.shape[:2]
+        for detection in detector.process(image).detections or ():
+            place = detection.location_data
+            box = place.relative_bounding_box
+            pixels = box.xmin * width, box.ymin * height, box.width * width, box.height * height
+            yield pixels, detection.score[0], [(point.x, point.y) for point in place.relative_keypoints]
+
+    return detect
+
+
+def _with_tasks(name: str) -> Detector:
+    """Make a detector with the interface that MediaPipe has today; it rounds boxes down to whole pixels."""
+    from mediapipe import Image, ImageFormat
+    from mediapipe.tasks.python import BaseOptions, vision
+
+    file, lowest = WEIGHTS[name]
+    base = BaseOptions(model_asset_path=str(ASSETS / "mediapipe" / file))
+    options = vision.FaceDetectorOptions(base, min_detection_confidence=lowest)
+    detector = vision.FaceDetector.create_from_options(options)
+
+    def detect(image: np.ndarray) -> Iterator[Detection]:
+        for detection in detector.detect(Image(ImageFormat.SRGB, image)).detections:
+            box = detection.bounding_box
+            pixels = box.origin_x, box.origin_y, box.width, box.height
+            yield pixels, detection.categories[0].score, [(point.x, point.y) for point in detection.keypoints]
+
+    return detect

@@ -9,14 +9,13 @@ end the notebook.
 import functools
 import hashlib
 import io
-import multiprocessing
 import os
 import struct
 import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,13 @@ from fer_utils.data.constants import IMAGE_SIZE
 from fer_utils.data.dataset import FER2013
 from fer_utils.errors import DataError
 from fer_utils.paths import atomic_write
-from fer_utils.vision.mediapipe_process import INSTALL, LandmarksUnavailable, mediapipe_version, prepare_worker
+from fer_utils.vision.mediapipe_process import (
+    INSTALL,
+    LandmarksUnavailable,
+    does_not_work,
+    mediapipe_version,
+    start_workers,
+)
 
 POINTS = ("left_eye", "right_eye", "left_lip_corner", "right_lip_corner")  # left: in the left half of the image
 CHUNK = 500  # images that are labeled and saved together
@@ -190,8 +195,7 @@ def _run_workers(
     """Label chunks in worker processes; yields the key and the result of each chunk as soon as it is ready."""
     if not chunks:
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy threads and GPU handles of the parent
-    pool = ProcessPoolExecutor(min(workers, len(chunks)), context, prepare_worker)
+    pool = start_workers(min(workers, len(chunks)))
     try:
         jobs = {pool.submit(_label_chunk, chunk, attempts, eyes): start for start, chunk in chunks.items()}
         for job in as_completed(jobs):
@@ -204,7 +208,7 @@ def _run_workers(
             f"does not help, {INSTALL}"
         ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(kill_workers=True)
 
 
 def _cores() -> int:
@@ -272,12 +276,18 @@ def _find_points(image: np.ndarray, attempt: Attempt, eyes: str) -> np.ndarray |
 def _face_mesh() -> object:
     """Make MediaPipe's face mesh for single images, once per process."""
     try:
-        from mediapipe import solutions
+        import mediapipe
 
-        # refine_landmarks: the mesh of 2020, which has irises and is more accurate.
-        return solutions.face_mesh.FaceMesh(static_image_mode=True, max_num_faces=1, refine_landmarks=True)
+        if hasattr(mediapipe, "solutions"):
+            # refine_landmarks: the mesh of 2020, which has irises and is more accurate.
+            options = {"static_image_mode": True, "max_num_faces": 1, "refine_landmarks": True}
+            return mediapipe.solutions.face_mesh.FaceMesh(**options)
     except Exception as error:  # broken installations fail in many ways
-        raise LandmarksUnavailable(f"MediaPipe does not work ({type(error).__name__}: {error}); {INSTALL}") from None
+        raise does_not_work(error) from None
+    raise LandmarksUnavailable(
+        f"MediaPipe {mediapipe_version()} no longer brings the face mesh; install mediapipe==0.10.21 (Python 3.10 to "
+        "3.12), or leave notebook 02 out and use a published reports/derived/landmarks.npz"
+    )
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
