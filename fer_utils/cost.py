@@ -7,7 +7,6 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 
-import pandas as pd
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -98,16 +97,6 @@ def median_ms(call: Callable[[], object], repeats: int, warm_up: int) -> float:
         call()
         seconds.append(time.perf_counter() - start)
     return 1000 * statistics.median(seconds[warm_up:])
-
-
-def pareto_front(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that no other row beats: none is both at most as expensive and more accurate.
-
-    table: one row per model with the columns gmacs and accuracy. The result is sorted by gmacs.
-    """
-    by_cost = table.sort_values(["gmacs", "accuracy"], ascending=[True, False])
-    best_so_far = by_cost.accuracy.cummax().shift(fill_value=-1)  # among the cheaper ones
-    return by_cost[by_cost.accuracy > best_so_far]
 
 
 @torch.no_grad()

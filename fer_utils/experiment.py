@@ -193,23 +193,24 @@ class Experiment:
         gmacs = len(VIEWS[model.views]) * count_gmacs(network, self.image_shape)
         return {"params": count_params(network), "gmacs": gmacs}
 
-    def publish(self, models: Sequence[Trained]) -> pd.DataFrame:
-        """Write the summary rows of val and test and the logits of each model; returns the rows as a table.
+    def publish(self, models: Sequence[Trained], splits: Sequence[str] = ("val", "test")) -> pd.DataFrame:
+        """Write the summary rows and the logits of each model; returns the rows as a table.
 
-        Logits that are not there yet are computed. The first network of each model is counted for its cost. In the
-        summary, models of RAF-DB stand next to models that have seen FER2013: their names end in _on_rafdb there.
+        splits: which rows to write; the logits are always those of val and test. Logits that are not there yet are
+        computed. The first network of each model is counted for its cost. In the summary, models of RAF-DB stand next
+        to models that have seen FER2013: their names end in _on_rafdb there.
         """
         on_rafdb = "_on_rafdb" if self.dataset.form == "rafdb" else ""
         rows_before = len(self.report.summary_rows)
         for model in models:
             cost = self.cost_of(model) | model.effort
-            for split in ("val", "test"):
+            for split in splits:
                 labels, logits = self.dataset.subset(split)[1], self.logits_of(model, split)
                 row = cost | metrics.summarize(labels, logits, self.has_copy[split])
                 self.report.summary(model=model.name + on_rafdb, split=split, **row)
             predictions = Predictions(
-                model.logits["val"],
-                model.logits["test"],
+                self.logits_of(model, "val"),
+                self.logits_of(model, "test"),
                 model.seeds,
                 self.dataset.fingerprint,
                 model.spec,

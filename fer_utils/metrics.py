@@ -268,3 +268,13 @@ def summarize(labels: np.ndarray, logits: np.ndarray, has_copy_in_train: np.ndar
         "macro_f1": float(np.mean([macro_f1(labels, p) for p in predicted])),
         "accuracy_no_duplicates": float(hits_per_image[~has_copy_in_train].mean()),
     }
+
+
+def pareto_front(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that no other row beats: none is both at most as expensive and more accurate.
+
+    table: one row per model with the columns gmacs and accuracy. The result is sorted by gmacs.
+    """
+    by_cost = table.sort_values(["gmacs", "accuracy"], ascending=[True, False])
+    best_so_far = by_cost.accuracy.cummax().shift(fill_value=-1)  # among the cheaper ones
+    return by_cost[by_cost.accuracy > best_so_far]

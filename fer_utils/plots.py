@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from fer_utils.cost import pareto_front
 from fer_utils.data.constants import EMOTIONS
+from fer_utils.metrics import pareto_front
 
 # One color per emotion, in the order of FER2013; color-blind readers can tell them apart (Okabe & Ito 2008).
 COLORS = dict(zip(EMOTIONS, ["#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2", "#56B4E9", "#595959"], strict=True))

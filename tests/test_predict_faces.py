@@ -186,6 +186,7 @@ def test_small_faces_are_counted():
 
 def test_the_most_accurate_network_is_used_unless_one_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(paths, "ASSETS", tmp_path)
     with pytest.raises(TrainingError, match="no trained network yet"):
         faces.find_network(None)
     rows = {"baseline_cnn": ("csv", 0.6), "best_resnet18": ("csv", 0.7), "attention_resnet18": ("sample", 0.99)}

@@ -108,7 +108,7 @@ def test_same_picture_and_boxes_give_the_crops_and_probabilities_of_python(demo,
     weights = next(release.FOLDER.glob("*.safetensors"))
     Image.fromarray(portrait).save(folder / "portrait.png")
     answer = demo.page.evaluate(COMPUTE, ["portrait.png", SQUARES, weights.stem])
-    crops = crop_faces(portrait, [SimpleNamespace(square=square) for square in SQUARES])
+    crops = crop_faces(portrait, [SimpleNamespace(square=square, points=[]) for square in SQUARES])
     [probs] = classifiers.classify({"": load_classifier(weights)}, crops, "cpu").values()
     differences = np.abs(np.reshape(answer["crops"], crops.shape) - crops.astype(int))
     assert differences.max() <= 1 and differences.mean() < 0.001, "in gray levels; a few are rounded the other way"
