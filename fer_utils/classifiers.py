@@ -72,7 +72,7 @@ def describe_origin(model: nn.Module) -> str:
     origin = model.origin
     if not origin:
         return "its training was not recorded"
-    data = "the embedded sample" if origin["data"] == "sample" else "FER2013"
+    data = {"sample": "the embedded sample", "rafdb": "RAF-DB"}.get(origin["data"], "FER2013")
     result = f"{100 * origin['val']:.1f} % of {origin['val_images']:,} validation images"
     return f"trained on {data} ({origin['train_images']:,} images, {origin['date']}); right for {result}"
 

@@ -19,6 +19,8 @@ import pytest
 from matplotlib.cbook import get_sample_data
 from PIL import Image
 
+from fer_utils.vision.detector import FaceFinder
+
 ROOT = Path(__file__).resolve().parent.parent
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 NAMES = ("chromium", "chromium-browser", "google-chrome", MAC)
@@ -105,6 +107,14 @@ def launch(tmp_path_factory):
 @pytest.fixture(scope="session")
 def portrait():
     return np.asarray(Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def finder(needs_mediapipe):
+    """The face detector, in its process."""
+    finder = FaceFinder()
+    yield finder
+    finder.close()
 
 
 @pytest.fixture(scope="session")

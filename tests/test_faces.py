@@ -14,7 +14,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from matplotlib.cbook import get_sample_data
 from PIL import Image
 
 from fer_utils.data import EMOTIONS
@@ -25,18 +24,6 @@ from fer_utils.vision import detector, landmarks, photos, video
 from fer_utils.vision.detector import Face
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def portrait():
-    return np.asarray(Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)).convert("RGB"))
-
-
-@pytest.fixture(scope="module")
-def finder(needs_mediapipe):
-    finder = detector.FaceFinder()
-    yield finder
-    finder.close()
 
 
 def a_face(left, top=0.0, side=10.0, score=0.9):

@@ -6,7 +6,6 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from matplotlib.cbook import get_sample_data
 from PIL import Image
 
 import fer_utils
@@ -20,18 +19,6 @@ from fer_utils.vision import detector
 from fer_utils.vision.photos import crop_faces, find_in_photo, quarter_turns
 
 BOX = 194.5  # width of the detector's box in the portrait, in pixels
-
-
-@pytest.fixture(scope="module")
-def portrait():
-    return np.asarray(Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)).convert("RGB"))
-
-
-@pytest.fixture(scope="module")
-def finder(needs_mediapipe):
-    finder = detector.FaceFinder()
-    yield finder
-    finder.close()
 
 
 @pytest.fixture(scope="module")

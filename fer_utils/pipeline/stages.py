@@ -312,7 +312,7 @@ STAGES = (
                 "member_seeds": [0, 1],
                 "strong_augmentation": True,
                 "ablation_epochs": 20,
-                "ablation_seeds": SIX_SEEDS,
+                "ablation_seeds": list(range(8)),  # six questions at once, as in 06
                 "out_of_fold": True,
                 "train_on_val": True,
             },
