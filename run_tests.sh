@@ -30,8 +30,8 @@ if [ $# = 0 ]; then
 fi
 
 style=0
-"$python" -m ruff check fer_utils tests benchmarks notebooks || style=$?
-"$python" -m ruff format --check fer_utils tests benchmarks notebooks || style=$?
+"$python" -m ruff check fer_utils tests benchmarks docs notebooks || style=$?
+"$python" -m ruff format --check fer_utils tests benchmarks docs notebooks || style=$?
 [ "$style" = 0 ] || echo "run_tests.sh: ruff found problems, see above; the tests run anyway" >&2
 
 tests=0

@@ -299,7 +299,7 @@ def test_run_tests_fails_when_anything_fails(machine: Machine, ruff: str, pytest
     result, output, _ = machine.run("run_tests.sh", "-k", "a b", RUFF=ruff, PYTEST=pytest_code)
     assert result == code
     assert output.splitlines()[-2:] == [f"in {machine.root}", "<-k><a b>"]
-    folders = "fer_utils tests benchmarks notebooks"
+    folders = "fer_utils tests benchmarks docs notebooks"
     assert machine.calls() == [
         f"python -m ruff check {folders}",
         f"python -m ruff format --check {folders}",

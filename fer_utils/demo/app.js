@@ -16,7 +16,7 @@
 
 export const EMOTIONS = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"];
 const CROP_SIDE = 48;
-const CAMERA = { video: { width: { ideal: 640 }, height: { ideal: 480 }, facingMode: "user" }, audio: false };
+const CAMERA_SIZE = { width: { ideal: 640 }, height: { ideal: 480 } };
 const KEEP = 0.7; // weight of the average so far when probabilities are smoothed over frames, as in Smoother in video.py
 const CAMERA_MESSAGES = {
   insecure: "The camera works only on https pages or on localhost: open this page under http://localhost. Photos still work.",
@@ -61,13 +61,14 @@ const PAGE = `
     <div class="source">
       <div class="stage empty" data-part="cameraStage">
         <div class="view" data-part="cameraView">
-          <video class="mirrored" muted playsinline data-part="camera" aria-label="Your camera, mirrored"></video>
+          <video muted playsinline data-part="camera"></video>
           <p class="speed" data-part="speed" hidden></p>
         </div>
-        <p class="placeholder">Your camera appears here, as in a mirror.</p>
+        <p class="placeholder">Your camera appears here.</p>
       </div>
       <div class="tools">
         <button type="button" class="primary" data-part="cameraButton">Start camera</button>
+        <label class="field" data-part="cameraField" hidden><span>Camera</span> <select data-part="cameraMenu"></select></label>
         <label class="switch"><input type="checkbox" role="switch" checked data-part="cameraSmoothing"><i></i>Smooth over frames</label>
       </div>
       <p class="hint" role="status" data-part="cameraStatus">The browser asks before it switches the camera on.</p>
@@ -286,71 +287,109 @@ function acceptFiles(area, button, input, accept) {
 // queue, however slow the answers are. The video itself is never delayed.
 function makeWebcam(parts, backend, settings) {
   const results = makeResults(parts.cameraResults, parts.cameraView, true);
+  const menu = makeCameraMenu(parts, () => current && start());
   const { camera } = parts;
   const canvas = document.createElement("canvas");
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  let stream = null, closed = false;
+  let current = null; // while the camera is on or opens: { stream }, another object after every start
 
   async function start() {
-    parts.cameraButton.disabled = true;
+    release(current); // a phone opens only one camera at a time
+    const mine = (current = { stream: null });
+    results.clear(); // an old answer must not look like a new one
+    parts.cameraButton.textContent = "Stop camera";
     parts.cameraStatus.textContent = "Waiting for the camera...";
     try {
       if (!window.isSecureContext || !navigator.mediaDevices) throw { name: "insecure" };
-      const opened = await navigator.mediaDevices.getUserMedia(CAMERA);
-      if (closed) return release(opened);
-      stream = opened;
-      stream.getVideoTracks()[0].addEventListener("ended", () => end(CAMERA_MESSAGES.ended));
-      camera.srcObject = stream;
+      mine.stream = await navigator.mediaDevices.getUserMedia({ video: { ...CAMERA_SIZE, ...menu.wanted() }, audio: false });
+      if (current !== mine) return release(mine);
+      const [track] = mine.stream.getVideoTracks();
+      track.addEventListener("ended", () => current === mine && end(CAMERA_MESSAGES.ended));
+      camera.srcObject = mine.stream;
       await camera.play();
-      if (!stream) return;
-      setRatio(parts.cameraView, camera.videoWidth, camera.videoHeight);
-      parts.cameraStage.classList.remove("empty");
-      parts.cameraButton.textContent = "Stop camera";
-      parts.cameraStatus.textContent = "";
-      await predictFrames(stream);
+      if (current !== mine) return;
+      showCamera(isMirrored(track));
+      await menu.update(track);
+      await predictFrames(mine, isMirrored(track));
     } catch (error) {
-      end(CAMERA_MESSAGES[error.name] ?? `The camera was switched off: ${error.message ?? error.name}`);
-    } finally {
-      parts.cameraButton.disabled = false;
+      if (current === mine) end(CAMERA_MESSAGES[error.name] ?? `The camera was switched off: ${error.message ?? error.name}`);
     }
   }
 
-  async function predictFrames(mine) {
-    parts.cameraButton.disabled = false;
+  function showCamera(mirrored) {
+    camera.classList.toggle("mirrored", mirrored);
+    camera.setAttribute("aria-label", mirrored ? "Your camera, mirrored" : "Your camera");
+    setRatio(parts.cameraView, camera.videoWidth, camera.videoHeight);
+    parts.cameraStage.classList.remove("empty");
+    parts.cameraStatus.textContent = "";
+  }
+
+  async function predictFrames(mine, mirrored) {
     const nextFrame = watchFrames(camera), smooth = makeSmoother(), times = [];
-    while (stream === mine) {
+    while (current === mine) {
       await nextFrame();
-      if (stream !== mine) return;
+      if (current !== mine) return;
       canvas.width = camera.videoWidth;
       canvas.height = camera.videoHeight;
       context.drawImage(camera, 0, 0);
       const { faces, ms } = await backend.predict(canvas, settings());
-      if (stream !== mine) return; // stopped, and perhaps started again
+      if (current !== mine) return; // stopped, and perhaps started again
       const smoothed = smooth(faces); // always, so that it never lags behind
-      results.show(parts.cameraSmoothing.checked ? smoothed : faces, countFaces(faces));
+      results.show(parts.cameraSmoothing.checked ? smoothed : faces, countFaces(faces), mirrored);
       parts.speed.textContent = `${perSecond(times)} frames/s · ${Math.round(ms)} ms each`;
       parts.speed.hidden = false;
     }
   }
 
   function end(message) {
-    if (stream) release(stream);
-    stream = null;
+    release(current);
+    current = null;
     camera.srcObject = null;
-    results.clear(); // an old answer must not look like a new one
+    results.clear();
     parts.cameraStage.classList.add("empty");
     parts.speed.hidden = true;
     parts.cameraButton.textContent = "Start camera";
     parts.cameraStatus.textContent = message;
   }
 
-  const stop = () => stream && end("The camera is off.");
+  const stop = () => current && end("The camera is off.");
   function close() {
-    closed = true;
     stop();
+    menu.close();
   }
-  parts.cameraButton.addEventListener("click", () => (stream ? stop() : start()));
+  parts.cameraButton.addEventListener("click", () => (current ? stop() : start()));
   return { stop, close };
+}
+
+// The menu of cameras. It appears when there are several, which a browser tells only after it was allowed to use one.
+function makeCameraMenu({ cameraField, cameraMenu }, changed) {
+  let chosen = null; // the id of the camera that the visitor has chosen
+
+  async function update(track = null) {
+    const shown = track ? track.getSettings().deviceId : cameraMenu.value;
+    const cameras = (await navigator.mediaDevices.enumerateDevices()).filter(({ kind }) => kind === "videoinput");
+    const options = cameras.map(({ deviceId, label }, i) =>
+      make("option", { value: deviceId, textContent: label || `Camera ${i + 1}`, selected: deviceId === shown }));
+    cameraMenu.replaceChildren(...options);
+    cameraField.hidden = cameras.length < 2;
+    if (!cameras.some(({ deviceId }) => deviceId === chosen)) chosen = null; // it was unplugged
+  }
+
+  const plugged = () => cameraMenu.length && update(); // not before a camera was used
+  cameraMenu.addEventListener("change", () => {
+    chosen = cameraMenu.value;
+    changed();
+  });
+  navigator.mediaDevices?.addEventListener("devicechange", plugged);
+  const wanted = () => (chosen ? { deviceId: { exact: chosen } } : { facingMode: "user" });
+  const close = () => navigator.mediaDevices?.removeEventListener("devicechange", plugged);
+  return { update, wanted, close };
+}
+
+// People expect to see themselves as in a mirror, but not what a phone's rear camera shows. Many cameras do not tell where
+// they look: these are taken for webcams.
+function isMirrored(track) {
+  return track.getSettings().facingMode !== "environment";
 }
 
 // Returns a function that waits until the video shows another frame than at its last call.
@@ -379,8 +418,8 @@ function perSecond(times) {
   return times.length;
 }
 
-function release(stream) {
-  stream.getTracks().forEach((track) => track.stop());
+function release(session) {
+  session?.stream?.getTracks().forEach((track) => track.stop());
 }
 
 // Averages the probabilities of each face over frames. A face without a match in the last frame starts anew.
@@ -498,14 +537,14 @@ function parseTable(text) {
 
 // Shows faces in an area of cards and, if there is a stage, as boxes on it. Cards and boxes are kept and only changed,
 // because a camera gives many answers per second.
-function makeResults(area, stage = null, mirrored = false) {
+function makeResults(area, stage = null, live = false) {
   const status = make("p", { className: "count" });
-  status.setAttribute("role", mirrored || !stage ? "presentation" : "status"); // a live picture must not be read out
+  status.setAttribute("role", live || !stage ? "presentation" : "status"); // a live picture must not be read out
   const grid = make("div", { className: "cards" });
   area.append(status, grid);
   const cards = [], boxes = [];
 
-  function show(faces, text) {
+  function show(faces, text, mirrored = false) {
     status.textContent = text;
     status.classList.remove("failed");
     grid.classList.toggle("single", faces.length === 1);
@@ -552,9 +591,8 @@ function makeCard() {
   const number = make("span", { className: "number" });
   const word = make("strong", {}), sure = make("span", { className: "sure" }), detector = make("p", { className: "detector" });
   const canvas = make("canvas", { width: CROP_SIDE, height: CROP_SIDE });
-  canvas.setAttribute("aria-label", "The crop that the network sees");
   canvas.setAttribute("role", "img");
-  const crop = make("figure", {}, canvas, make("figcaption", { textContent: "what it sees" }));
+  const caption = make("figcaption", {}), crop = make("figure", {}, canvas, caption);
   const bars = EMOTIONS.map((emotion) => {
     const fill = make("i", {}), value = make("b", {});
     const row = make("li", {}, make("span", { textContent: emotion }), make("div", { className: "track" }, fill), value);
@@ -578,7 +616,10 @@ function makeCard() {
       value.textContent = asPercent(face.probs[k]);
     });
     crop.hidden = !face.crop;
-    if (face.crop) drawCrop(canvas, face);
+    if (!face.crop) return;
+    caption.textContent = face.heatMap ? "Grad-CAM" : "what it sees";
+    canvas.setAttribute("aria-label", `The crop that the network sees${face.heatMap ? ", with its heat map" : ""}`);
+    drawCrop(canvas, face);
   }
   return { element, show };
 }
