@@ -63,7 +63,12 @@ STAGES = (
     Stage(
         name="03_landmark_model",
         resumes=True,
-        gives=("tables/03_landmark_error.csv", "tables/03_results.csv", "checkpoints/landmark_resnet18.pt"),
+        gives=(
+            "tables/03_landmark_error.csv",
+            "tables/03_results.csv",
+            "figures/03_network.png",
+            "checkpoints/landmark_resnet18.pt",
+        ),
         minutes={"sample": 2, "cpu": 18, "full": 3.5},
         needs={"02_landmark_labelling": ("checkpoints/landmarks.npz", "tables/02_noise_floor.csv")},
         params={
@@ -84,6 +89,7 @@ STAGES = (
         gives=(
             "tables/04_results.csv",
             "tables/04_recall.csv",
+            "figures/04_network.png",
             "predictions/04_baseline_cnn.npz",
             "predictions/04_baseline_cnn_no_augmentation.npz",
         ),
@@ -99,6 +105,7 @@ STAGES = (
         gives=(
             "tables/05_comparison.csv",
             "tables/05_results.csv",
+            "figures/05_network.png",
             "predictions/05_resnet18.npz",
             "predictions/05_attention_resnet18.npz",
             "predictions/05_resnet18_original.npz",
@@ -133,6 +140,7 @@ STAGES = (
         resumes=True,
         gives=(
             "tables/06_ablation.csv",
+            "figures/06_network.png",
             "predictions/06_efficientnet_none.npz",
             "predictions/06_efficientnet_crp.npz",
             "predictions/06_efficientnet_mixup_cutmix.npz",
@@ -209,6 +217,7 @@ STAGES = (
             "tables/10_differences.csv",
             "tables/10_multi_task.csv",
             "tables/10_results.csv",
+            "figures/10_network.png",
             "predictions/10_resnet18_scratch.npz",
             "predictions/10_resnet18_fine_tuned.npz",
         ),
@@ -249,6 +258,7 @@ STAGES = (
             "tables/11_ablation.csv",
             "tables/11_comparison.csv",
             "tables/11_results.csv",
+            "figures/11_network.png",
             "predictions/11_best_local_global.npz",
             "checkpoints/best_local_global.pt",
         ),
