@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from fer_utils.errors import DataError, TrainingError
+from fer_utils.files import require_folder, writable
 from fer_utils.paths import PROJECT_ROOT, atomic_write
 from fer_utils.vision.mediapipe_process import LandmarksUnavailable
 
@@ -123,6 +124,8 @@ def run_predict(options: argparse.Namespace, rest: Sequence[str]) -> int:
     for name, network in predictor.networks.items():
         note(f"{name}: {describe_origin(network)}")
     copies = name_copies(files) if options.annotate else {}
+    if copies:
+        require_folder(options.annotate)
     failed = False
     with open_table(options.csv) as write_rows:
         for file in files:
@@ -156,20 +159,21 @@ def name_copies(files: Iterable[Path]) -> dict[Path, str]:
 
 @contextlib.contextmanager
 def open_table(path: Path | None) -> Iterator[Callable[[Iterable[dict]], None]]:
-    """Open a CSV file and yield a function that writes rows; without a path, it only consumes them."""
+    """Open a CSV file and yield a function that writes rows; without a path, it only consumes them.
+
+    DataError if the file cannot be written.
+    """
     from fer_utils.faces import COLUMNS
 
     if path is None:
         yield deque(maxlen=0).extend
         return
-    try:
-        stream = path.open("w", newline="", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror}); check its folder and permissions") from None
+    columns = [COLUMNS[0], "frame", "seconds", *COLUMNS[1:]]
+    with writable(path):  # the header shows whether the disk is full, before any work is done
+        path.write_text(",".join(columns) + "\r\n", encoding="utf-8", newline="")
+        stream = path.open("a", newline="", encoding="utf-8")
     with stream:
-        writer = csv.DictWriter(stream, [COLUMNS[0], "frame", "seconds", *COLUMNS[1:]])
-        writer.writeheader()
-        yield writer.writerows
+        yield csv.DictWriter(stream, columns).writerows
 
 
 def predict_photo(path: Path, copy: Path | None, predictor: "FacePredictor") -> Iterator[dict]:
@@ -184,7 +188,8 @@ def predict_photo(path: Path, copy: Path | None, predictor: "FacePredictor") -> 
     result = to_result(str(path), prediction.faces, prediction.probs)
     note(result.notice)
     if copy:
-        atomic_write(copy, to_jpeg(draw_predictions(image, prediction.faces, prediction.probs)))
+        with writable(copy):
+            atomic_write(copy, to_jpeg(draw_predictions(image, prediction.faces, prediction.probs)))
     yield from ({name: _round(value) for name, value in row.items()} for row in to_rows(result))
 
 
