@@ -18,7 +18,10 @@ from fer_utils.paths import PROJECT_ROOT, atomic_write
 from fer_utils.vision.mediapipe_process import LandmarksUnavailable
 
 if TYPE_CHECKING:  # these import PyTorch, which takes seconds
+    import numpy as np
+
     from fer_utils.faces import FacePredictor
+    from fer_utils.vision.detector import Face
 
 VIDEOS = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".m4v")
 VIDEO_COLUMNS = {"left": "x", "top": "y", "score": "detector_confidence"}  # of annotate_video -> of the table
@@ -200,11 +203,20 @@ def _round(value: object) -> object:
 def predict_video(path: Path, copy: Path | None, predictor: "FacePredictor") -> Iterator[dict]:
     """Print a summary of a video and yield its rows. copy: where to write an annotated copy."""
     from fer_utils.data.constants import EMOTIONS
+    from fer_utils.faces import small_notice
     from fer_utils.vision.video import annotate_video
+
+    predict_frame, small = predictor.for_video(), 0
+
+    def count_small(frame: "np.ndarray") -> tuple[list["Face"], "np.ndarray"]:
+        nonlocal small
+        found, probs = predict_frame(frame)
+        small += sum(face.is_small for face in found)
+        return found, probs
 
     with tempfile.TemporaryDirectory(prefix="fer-") as folder:
         table = Path(folder) / "faces.csv"
-        frames = annotate_video(path, copy, table, predictor.for_video(), Progress(path.name))
+        frames = annotate_video(path, copy, table, count_small, Progress(path.name))
         labels: Counter[str] = Counter()
         with table.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
@@ -214,6 +226,7 @@ def predict_video(path: Path, copy: Path | None, predictor: "FacePredictor") -> 
                 yield {"picture": str(path), "label": emotion, **cells}
     often = "".join(f", most often {emotion} ({n / labels.total():.0%})" for emotion, n in labels.most_common(1))
     print(f"{path}: {frames:,} frames, {labels.total():,} faces{often}")
+    note(small_notice(str(path), small))
 
 
 class Progress:

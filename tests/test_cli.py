@@ -52,6 +52,7 @@ def test_photos_folders_and_videos_give_lines_a_table_and_copies(tmp_path, film,
     assert [line.split(":")[0] for line in output.splitlines()] == ["me.png", "album/me.jpg", "album/tiny.bmp", film]
     assert "12 frames, 12 faces, most often" in output.splitlines()[-1]
     assert said.startswith(NOTES) and "album/tiny.bmp: 1 face may be too small" in said
+    assert "film.webm: 12 faces" not in said, "a face of 48x48 pixels is large enough"
     table = pd.read_csv("out.csv")
     assert list(table)[:9] == [
         "picture",
@@ -153,6 +154,15 @@ def test_a_video_without_copies_is_only_read(film):
     before = set(os.listdir())
     assert cli.main(["predict", film]) == 0
     assert set(os.listdir()) == before
+
+
+def test_small_faces_of_a_video_are_counted(tmp_path, capsys):
+    writer = open_video(tmp_path / "small.webm", 10, (64, 46))
+    for _ in range(3):
+        writer.write(np.zeros((46, 64, 3), np.uint8))
+    writer.release()
+    assert cli.main(["predict", "small.webm"]) == 0
+    assert "small.webm: 3 faces may be too small; below 48x48 pixels" in capsys.readouterr().err
 
 
 def test_progress_is_one_line_in_a_terminal_and_rare_in_a_file(monkeypatch):
