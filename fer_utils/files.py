@@ -81,7 +81,7 @@ def writable(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fix = "check that you may write there and that the disk is not full"
+        fix = "check that its folder exists, that you may write there, and that the disk is not full"
         raise DataError(f"{path} cannot be written ({error.strerror}); {fix}") from error
 
 
