@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from fer_utils.errors import DataError, TrainingError
+from fer_utils.files import require_folder, writable
 from fer_utils.paths import PROJECT_ROOT, atomic_write
 from fer_utils.vision.mediapipe_process import LandmarksUnavailable
 
 if TYPE_CHECKING:  # these import PyTorch, which takes seconds
+    import numpy as np
+
     from fer_utils.faces import FacePredictor
+    from fer_utils.vision.detector import Face
 
 VIDEOS = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".m4v")
 VIDEO_COLUMNS = {"left": "x", "top": "y", "score": "detector_confidence"}  # of annotate_video -> of the table
@@ -123,6 +127,8 @@ def run_predict(options: argparse.Namespace, rest: Sequence[str]) -> int:
     for name, network in predictor.networks.items():
         note(f"{name}: {describe_origin(network)}")
     copies = name_copies(files) if options.annotate else {}
+    if copies:
+        require_folder(options.annotate)
     failed = False
     with open_table(options.csv) as write_rows:
         for file in files:
@@ -156,20 +162,21 @@ def name_copies(files: Iterable[Path]) -> dict[Path, str]:
 
 @contextlib.contextmanager
 def open_table(path: Path | None) -> Iterator[Callable[[Iterable[dict]], None]]:
-    """Open a CSV file and yield a function that writes rows; without a path, it only consumes them."""
+    """Open a CSV file and yield a function that writes rows; without a path, it only consumes them.
+
+    DataError if the file cannot be written.
+    """
     from fer_utils.faces import COLUMNS
 
     if path is None:
         yield deque(maxlen=0).extend
         return
-    try:
-        stream = path.open("w", newline="", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror}); check its folder and permissions") from None
+    columns = [COLUMNS[0], "frame", "seconds", *COLUMNS[1:]]
+    with writable(path):  # the header shows whether the disk is full, before any work is done
+        path.write_text(",".join(columns) + "\r\n", encoding="utf-8", newline="")
+        stream = path.open("a", newline="", encoding="utf-8")
     with stream:
-        writer = csv.DictWriter(stream, [COLUMNS[0], "frame", "seconds", *COLUMNS[1:]])
-        writer.writeheader()
-        yield writer.writerows
+        yield csv.DictWriter(stream, columns).writerows
 
 
 def predict_photo(path: Path, copy: Path | None, predictor: "FacePredictor") -> Iterator[dict]:
@@ -184,7 +191,8 @@ def predict_photo(path: Path, copy: Path | None, predictor: "FacePredictor") -> 
     result = to_result(str(path), prediction.faces, prediction.probs)
     note(result.notice)
     if copy:
-        atomic_write(copy, to_jpeg(draw_predictions(image, prediction.faces, prediction.probs)))
+        with writable(copy):
+            atomic_write(copy, to_jpeg(draw_predictions(image, prediction.faces, prediction.probs)))
     yield from ({name: _round(value) for name, value in row.items()} for row in to_rows(result))
 
 
@@ -195,11 +203,20 @@ def _round(value: object) -> object:
 def predict_video(path: Path, copy: Path | None, predictor: "FacePredictor") -> Iterator[dict]:
     """Print a summary of a video and yield its rows. copy: where to write an annotated copy."""
     from fer_utils.data.constants import EMOTIONS
+    from fer_utils.faces import small_notice
     from fer_utils.vision.video import annotate_video
+
+    predict_frame, small = predictor.for_video(), 0
+
+    def count_small(frame: "np.ndarray") -> tuple[list["Face"], "np.ndarray"]:
+        nonlocal small
+        found, probs = predict_frame(frame)
+        small += sum(face.is_small for face in found)
+        return found, probs
 
     with tempfile.TemporaryDirectory(prefix="fer-") as folder:
         table = Path(folder) / "faces.csv"
-        frames = annotate_video(path, copy, table, predictor.for_video(), Progress(path.name))
+        frames = annotate_video(path, copy, table, count_small, Progress(path.name))
         labels: Counter[str] = Counter()
         with table.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
@@ -209,6 +226,7 @@ def predict_video(path: Path, copy: Path | None, predictor: "FacePredictor") -> 
                 yield {"picture": str(path), "label": emotion, **cells}
     often = "".join(f", most often {emotion} ({n / labels.total():.0%})" for emotion, n in labels.most_common(1))
     print(f"{path}: {frames:,} frames, {labels.total():,} faces{often}")
+    note(small_notice(str(path), small))
 
 
 class Progress:

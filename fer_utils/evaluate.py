@@ -20,7 +20,7 @@ from fer_utils import metrics
 from fer_utils.data import EMOTIONS, FER2013, IMAGE_SIZE, copies_in_train, load_data
 from fer_utils.device import select_device
 from fer_utils.errors import DataError, TrainingError
-from fer_utils.files import decoding, read_file, require_file
+from fer_utils.files import decoding, read_file, require_file, require_folder, writable
 from fer_utils.models.weights import load_classifier
 from fer_utils.paths import project_path
 from fer_utils.predict import VIEWS, load_predictions, predict_logits
@@ -50,11 +50,13 @@ class OnnxOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate as the command line asks; returns the exit code: 0, or 2 with one plain sentence."""
     options = parse_options(argv)
+    folder = options.out or project_path("outputs") / "evaluate" / f"{options.model.stem}_{options.split}"
     try:
+        require_folder(folder)
         dataset = load_data(options.data)
         logits = predict(options, dataset)
         results = evaluate(dataset, options.split, logits)
-        folder = save(options, results, logits)
+        save(folder, options, results, logits)
     except (DataError, TrainingError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
@@ -234,17 +236,15 @@ def describe(options: argparse.Namespace, results: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
-def save(options: argparse.Namespace, results: dict[str, object], logits: np.ndarray) -> Path:
-    """Write summary.csv, recall.csv, confusion_matrix.csv and logits.npz; returns their folder."""
-    folder = options.out or project_path("outputs") / "evaluate" / f"{options.model.stem}_{options.split}"
-    folder.mkdir(parents=True, exist_ok=True)
+def save(folder: Path, options: argparse.Namespace, results: dict[str, object], logits: np.ndarray) -> None:
+    """Write summary.csv, recall.csv, confusion_matrix.csv and logits.npz; DataError if they cannot be written."""
     row = {"model": options.model.name, "split": options.split} | results["summary"]
     row |= {"ece": results["ece"], "confidence": results["confidence"]}
-    write_csv(pd.DataFrame([row]), folder / "summary.csv")
-    write_csv(results["recall"], folder / "recall.csv")
-    write_csv(results["confusion"].reset_index(), folder / "confusion_matrix.csv")
-    np.savez_compressed(folder / "logits.npz", logits=logits)
-    return folder
+    with writable(folder):
+        write_csv(pd.DataFrame([row]), folder / "summary.csv")
+        write_csv(results["recall"], folder / "recall.csv")
+        write_csv(results["confusion"].reset_index(), folder / "confusion_matrix.csv")
+        np.savez_compressed(folder / "logits.npz", logits=logits)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class FaceResult:
     detector_confidence: float  # 0 to 1; nan without a detector
     label: str  # the likeliest emotion
     probabilities: dict[str, float]  # emotion -> probability, in the order of EMOTIONS
-    is_small: bool  # whether the crop has fewer than 48x48 pixels, the size of the images in FER2013
+    is_small: bool  # see Face
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,15 @@ class PictureResult:
     @property
     def notice(self) -> str:
         """Say how many faces may be too small for the classifier; "" if none."""
-        n = sum(face.is_small for face in self.faces)
-        if not n:
-            return ""
-        faces = "1 face may be" if n == 1 else f"{n} faces may be"
-        return f"{self.picture}: {faces} too small; below {IMAGE_SIZE}x{IMAGE_SIZE} pixels, predictions are unreliable"
+        return small_notice(self.picture, sum(face.is_small for face in self.faces))
+
+
+def small_notice(picture: str, n: int) -> str:
+    """Say that n faces of a picture or video may be too small for the classifier; "" if n is 0."""
+    if not n:
+        return ""
+    faces = "1 face may be" if n == 1 else f"{n:,} faces may be"
+    return f"{picture}: {faces} too small; below {IMAGE_SIZE}x{IMAGE_SIZE} pixels, predictions are unreliable"
 
 
 class Results(list[PictureResult]):
@@ -98,7 +102,7 @@ def to_result(picture: str, faces: Sequence[Face], probs: Sequence[np.ndarray], 
 def _to_face(face: Face, probs: np.ndarray) -> FaceResult:
     box, label = tuple(float(value) for value in face.box), EMOTIONS[int(probs.argmax())]
     probabilities = dict(zip(EMOTIONS, probs.tolist(), strict=True))
-    return FaceResult(box, face.score, label, probabilities, is_small=face.square[2] < IMAGE_SIZE)
+    return FaceResult(box, face.score, label, probabilities, face.is_small)
 
 
 # --- Predict ----------------------------------------------------------------------------------------------------------

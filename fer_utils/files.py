@@ -1,11 +1,12 @@
-"""Read files that came from elsewhere: no pipe or device is opened, no file grows without limit, and every problem
-with a file ends in one sentence that names it.
+"""Read files that came from elsewhere, and write where the user says: no pipe or device is read, no file grows without
+limit, and every problem with a file ends in one sentence that names it.
 """
 
 import contextlib
 import io
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,28 @@ def readable(path: str | Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename or path
         raise DataError(f"{where} cannot be read ({error.strerror}); check that it exists and may be read") from error
+
+
+# --- Write ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def writable(path: str | Path) -> Iterator[None]:
+    """Turn an OSError inside this block into a DataError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        fix = "check that its folder exists, that you may write there, and that the disk is not full"
+        raise DataError(f"{path} cannot be written ({error.strerror}); {fix}") from error
+
+
+def require_folder(folder: Path) -> None:
+    """Raise DataError unless files can be written into a folder, which need not exist yet. Leaves nothing behind."""
+    with writable(folder):
+        nearest = next(place for place in (folder, *folder.parents) if place.exists())
+        if not nearest.is_dir():
+            raise DataError(f"{nearest} is not a folder; name another one")
+        tempfile.TemporaryFile(dir=nearest).close()
 
 
 # --- Decode -----------------------------------------------------------------------------------------------------------

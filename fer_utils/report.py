@@ -26,6 +26,7 @@ CLAIM_COLUMNS = [
     *("n", "seeds", "epochs", "start", "conditions", "verdict"),
 ]
 CLAIM_NUMBERS = CLAIM_COLUMNS[4:12]  # from claimed_low to epochs
+SAMPLE_NOTE = "Embedded sample data: for trying out the code only."
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Report:
     def __init__(self, notebook: str, dataset: FaceDataset, profile: str, device: str, out: str | Path) -> None:
         """notebook: its name without ".ipynb". device: its name in tables. out: folder, created if missing."""
         self.out, self.number = project_path(out), notebook[:2]
+        self._is_sample = dataset.form == "sample"
         self._manifest: dict[str, Any] = {
             "notebook": notebook,
             "profile": profile,
@@ -86,6 +88,11 @@ class Report:
         atomic_write(path.with_suffix(".md"), f"{full_caption}\n\n{markdown}\n".encode())
         self._add("artifacts", {"kind": "table", "name": name, "caption": full_caption, "digits": digits})
         display(Markdown(f"*{full_caption}*\n\n{markdown}"))
+
+    def warn_if_sample(self) -> None:
+        """Say above printed verdicts that they mean nothing on the embedded sample; on other data, show nothing."""
+        if self._is_sample:
+            display(Markdown(f"> **{SAMPLE_NOTE}** Whatever verdict follows, it says nothing about faces or methods."))
 
     def predictions(self, name: str, predictions: Predictions) -> None:
         """Write predictions/NAME.npz, from which tables and tests can be repeated without training."""
@@ -174,7 +181,7 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 def data_note(dataset: FaceDataset) -> str:
     """Return a sentence about the data for every table caption; "" for FER2013 with its official counts."""
     if dataset.form == "sample":
-        return "Embedded sample data: for trying out the code only."
+        return SAMPLE_NOTE
     if dataset.form == "rafdb":
         return f"RAF-DB: {len(dataset.labels):,} images{'' if dataset.standard else ', not the official 15,339'}."
     return "" if dataset.standard else f"Non-standard data: {len(dataset.labels):,} images, not the official 35,887."

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 
 from fer_utils.errors import DataError
+from fer_utils.files import require_folder
 from fer_utils.internet import OFFLINE
 from fer_utils.paths import PROJECT_ROOT, project_path
 from fer_utils.vision.detector import RANGES
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     folder = project_path(options.output)
     try:
+        require_folder(folder)
         build(folder, options.offline)
     except (DataError, LandmarksUnavailable) as error:
         print(f"web: {error}", file=sys.stderr)

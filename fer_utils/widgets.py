@@ -80,12 +80,13 @@ def explore_run(run: Callable[..., str | None], button: str = "Run", **controls:
     start = ipywidgets.Button(description=button, icon="play", button_style="primary")
     stop = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
     bar = ipywidgets.FloatProgress(max=1, description="progress", layout={"visibility": "hidden"})
-    picture = ipywidgets.Image(format="png", layout={"align_self": "flex-start"})  # not as wide as the page
+    # Not as wide as the page, and hidden until there is a figure: an empty image looks broken.
+    picture = ipywidgets.Image(format="png", layout={"align_self": "flex-start", "display": "none"})
     messages = ipywidgets.HTML()
     stopped = threading.Event()
 
     def show(figure: Figure, done: float | None = None) -> bool:
-        picture.value = _png(figure)
+        picture.value, picture.layout.display = _png(figure), None
         if done is not None:
             bar.value, bar.layout.visibility = done, "visible"
         return stopped.is_set()

@@ -204,6 +204,17 @@ def test_photos_become_cards_and_a_bad_one_loses_no_other(open_demo, tmp_path, k
     keep(page)
 
 
+def test_faces_with_few_pixels_are_named_beside_the_number_of_faces(open_demo, keep):
+    page = open_demo(tab="Photo")
+    page.get_by_text("1 face").wait_for()
+    assert page.locator(".too-small").all_inner_texts() == [""] * 3
+    page.evaluate("window.faces = [true, false, true].map((isSmall) => ({ ...window.faces[0], isSmall }))")
+    button(page, "two").click()
+    page.get_by_text("2 faces may be too small; below 48x48 pixels, predictions are unreliable").wait_for()
+    assert [("few pixels" in text) for text in page.locator(".card").all_inner_texts()] == [True, False, True]
+    keep(page)
+
+
 def test_without_a_network_there_is_an_instruction_and_nothing_to_play_with(open_demo):
     page = open_demo(tab=None, script="window.noNetwork = true;")
     page.get_by_text("Run notebook 04").wait_for()

@@ -52,6 +52,7 @@ def test_photos_folders_and_videos_give_lines_a_table_and_copies(tmp_path, film,
     assert [line.split(":")[0] for line in output.splitlines()] == ["me.png", "album/me.jpg", "album/tiny.bmp", film]
     assert "12 frames, 12 faces, most often" in output.splitlines()[-1]
     assert said.startswith(NOTES) and "album/tiny.bmp: 1 face may be too small" in said
+    assert "film.webm: 12 faces" not in said, "a face of 48x48 pixels is large enough"
     table = pd.read_csv("out.csv")
     assert list(table)[:9] == [
         "picture",
@@ -99,6 +100,33 @@ def test_what_prevents_a_start_is_one_sentence_and_code_2(tmp_path, capsys, monk
     assert capsys.readouterr().err == "fer: x.pt is missing\n" and not os.path.exists("out.csv")
 
 
+def test_results_that_cannot_be_written_are_said_before_the_work(tmp_path, capsys):
+    good = photo(tmp_path / "good.png")
+    for options, expected in (
+        (["--annotate", good], "good.png is not a folder; name another one"),
+        (["--annotate", f"{good}/copies"], "good.png is not a folder; name another one"),
+        (["--csv", str(tmp_path)], f"{tmp_path} cannot be written (Is a directory)"),
+        (["--csv", f"{good}/faces.csv"], "faces.csv cannot be written (Not a directory)"),
+    ):
+        assert cli.main(["predict", good, *options]) == 2, options
+        output, said = capsys.readouterr()
+        assert said.removeprefix(NOTES).startswith("fer: ") and expected in said and not output
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a file that is always full")
+def test_a_full_disk_is_said_before_the_work(tmp_path, capsys):
+    assert cli.main(["predict", photo(tmp_path / "good.png"), "--csv", "/dev/full"]) == 2
+    assert "fer: /dev/full cannot be written (No space left on device)" in capsys.readouterr().err
+
+
+def test_a_copy_that_cannot_be_written_loses_no_other(tmp_path, capsys):
+    (tmp_path / "out" / "a_faces.jpg").mkdir(parents=True)
+    pictures = [photo(tmp_path / name) for name in ("a.png", "b.png")]
+    assert cli.main(["predict", *pictures, "--annotate", "out"]) == 1
+    assert "fer: out/a_faces.jpg cannot be written (Is a directory)" in capsys.readouterr().err
+    assert (tmp_path / "out" / "b_faces.jpg").is_file()
+
+
 @pytest.mark.parametrize("arguments", [[], ["predict"], ["predict", "a.jpg", "--cvs", "x"], ["dance"]])
 def test_wrong_options_are_refused(arguments):
     with pytest.raises(SystemExit) as caught:
@@ -126,6 +154,15 @@ def test_a_video_without_copies_is_only_read(film):
     before = set(os.listdir())
     assert cli.main(["predict", film]) == 0
     assert set(os.listdir()) == before
+
+
+def test_small_faces_of_a_video_are_counted(tmp_path, capsys):
+    writer = open_video(tmp_path / "small.webm", 10, (64, 46))
+    for _ in range(3):
+        writer.write(np.zeros((46, 64, 3), np.uint8))
+    writer.release()
+    assert cli.main(["predict", "small.webm"]) == 0
+    assert "small.webm: 3 faces may be too small; below 48x48 pixels" in capsys.readouterr().err
 
 
 def test_progress_is_one_line_in_a_terminal_and_rare_in_a_file(monkeypatch):

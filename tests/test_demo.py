@@ -87,7 +87,13 @@ def test_picture_in_faces_out(ask, networks, live):
     assert face["box"] == pytest.approx([1 / 8, 0, 3 / 4, 1]) and face["detectorConfidence"] is None
     assert len(face["probs"]) == len(EMOTIONS) and sum(face["probs"]) == pytest.approx(1)
     assert len(crops) == len(maps) == 48 * 48 and bool(picture) != live and answer["ms"] > 0
+    assert face["isSmall"] is False
     json.dumps(answer)  # as the message will be
+
+
+def test_a_face_with_few_pixels_is_marked(ask, networks):
+    [(answer, _)] = ask(networks, "predict", to_jpeg(np.full((47, 80, 3), 200, np.uint8)))
+    assert answer["faces"][0]["isSmall"] is True
 
 
 def test_bad_pictures_are_refused_by_name_and_the_next_one_works(ask, networks):

@@ -155,3 +155,24 @@ def test_unknown_classes_and_kinds_are_refused(tmp_path, capsys):
     assert run("model.npz") == 2 and "model.npz is damaged or holds no predictions" in capsys.readouterr().err
     (tmp_path / "model.txt").write_text("")
     assert run("model.txt") == 2 and "of no known kind" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "block, expected",
+    [
+        (lambda folder: folder.write_text("mine"), "results is not a folder; name another one"),
+        (lambda folder: (folder / "recall.csv").mkdir(parents=True), "results cannot be written (Is a directory)"),
+    ],
+)
+def test_results_that_cannot_be_written_are_one_sentence(tmp_path, capsys, block, expected):
+    predictions_table().to_csv(tmp_path / "mine.csv", index=False)
+    block(tmp_path / "results")
+    assert run("mine.csv") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("evaluate: ") and expected in said and said.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_data", lambda source: pytest.fail("the data are read first"))
+    (tmp_path / "results").write_text("mine")
+    assert run("mine.csv") == 2

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -92,6 +93,15 @@ def test_table_keeps_full_precision_in_csv_and_rounds_in_markdown(tmp_path):
     assert "0.123456" in (tmp_path / "tables/04_numbers.csv").read_text()
     markdown = (tmp_path / "tables/04_numbers.md").read_text()
     assert "0.12 " in markdown and "0.1234" not in markdown and "35,887" in markdown and "| - " in markdown
+
+
+@pytest.mark.parametrize("form", ["sample", "zip", "rafdb"])
+def test_only_on_the_sample_verdicts_come_with_a_warning(tmp_path, monkeypatch, form):
+    shown = []
+    monkeypatch.setattr(report_module, "display", lambda text: shown.append(text.data))
+    dataset = replace(tiny_faces(standard=True), form=form)
+    Report("04_baseline_cnn", dataset, profile="cpu", device="CPU", out=tmp_path).warn_if_sample()
+    assert [report_module.SAMPLE_NOTE in text for text in shown] == ([True] if form == "sample" else [])
 
 
 def test_figure_has_alt_text_and_its_data(tmp_path):

@@ -115,18 +115,19 @@ def test_same_picture_and_boxes_give_the_crops_and_probabilities_of_python(demo,
     assert np.abs(np.array(answer["probs"]) - probs).max() < 1e-3
 
 
+FIND = """async (file) => {
+  const { backend } = await import("/backend.js");
+  const photo = await (await fetch(file)).blob();
+  return (await backend.predict(photo, { network: document.querySelector("select").value })).faces;
+}"""
+
+
 def test_boxes_are_those_of_the_python_detector(demo, folder, portrait):
     small = cv2.resize(portrait, None, fx=0.3, fy=0.3, interpolation=cv2.INTER_AREA)
     picture = np.full((480, 640, 3), 128, np.uint8)
     picture[20:200, 60:213], picture[250:430, 400:553] = small[:180, :153], small[:180, :153]
     Image.fromarray(picture).save(folder / "two_small.png")
-    found = demo.page.evaluate(
-        """async () => {
-          const { backend } = await import("/backend.js");
-          const photo = await (await fetch("two_small.png")).blob();
-          return (await backend.predict(photo, { network: document.querySelector("select").value })).faces;
-        }"""
-    )
+    found = demo.page.evaluate(FIND, "two_small.png")
     finder = FaceFinder()
     expected = finder(picture)
     finder.close()
@@ -134,6 +135,18 @@ def test_boxes_are_those_of_the_python_detector(demo, folder, portrait):
     assert len(expected) == 2 and np.abs(boxes - [face.box for face in expected]).max() < 1
     scores = [face["detectorConfidence"] for face in found]
     assert scores == pytest.approx([face.score for face in expected], abs=1e-3)
+
+
+def test_small_faces_are_those_of_python(demo, folder, portrait):
+    picture = np.full((300, 400, 3), 128, np.uint8)
+    picture[20:200, 60:213] = cv2.resize(portrait, (153, 180), interpolation=cv2.INTER_AREA)
+    picture[40:140, 280:365] = cv2.resize(portrait, (85, 100), interpolation=cv2.INTER_AREA)
+    Image.fromarray(picture).save(folder / "near_and_far.png")
+    found = demo.page.evaluate(FIND, "near_and_far.png")
+    finder = FaceFinder()
+    expected = finder(picture)
+    finder.close()
+    assert [face["isSmall"] for face in found] == [face.is_small for face in expected] == [False, True]
 
 
 def test_box_is_enlarged_as_in_python(demo):
@@ -183,6 +196,12 @@ def test_a_package_with_another_content_is_refused(tmp_path):
     archive = shutil.make_archive(str(tmp_path / "archive"), "gztar", tmp_path, "package")
     with pytest.raises(DataError, match=r"min\.mjs from npm has another checksum"):
         list(web.read_package(archive, web.ORT))
+
+
+def test_a_place_that_cannot_be_written_ends_in_one_sentence(tmp_path, capsys):
+    (tmp_path / "web").write_text("mine")
+    assert web.main(["--output", str(tmp_path / "web")]) == 2
+    assert capsys.readouterr().err == f"web: {tmp_path}/web is not a folder; name another one\n"
 
 
 def test_missing_npm_ends_in_one_sentence(tmp_path, monkeypatch, capsys, needs_mediapipe):

@@ -113,8 +113,10 @@ def test_long_work_shows_its_figure_and_stops_on_request(shown, monkeypatch):
 
     widgets.explore_run(work, slope=ipywidgets.IntSlider(3))
     start, stop, picture, messages = panel_parts(shown)
+    assert picture.layout.display == "none", "without a figure, browsers show a broken picture"
     start.click()
     wait_until(lambda: len(steps) > 2)
+    assert picture.layout.display is None
     assert start.disabled and bytes(picture.value).startswith(b"\x89PNG")
     stop.click()
     wait_until(lambda: not start.disabled)

@@ -27,9 +27,10 @@ async function predict(image, { network }) {
   const found = findFaces(canvas, live ? ["short"] : ["short", "full"]); // a webcam is near, and the time counts twice
   const crops = cropFaces(pixelsOf(canvas), found.map(({ square }) => square));
   const probs = await classify(crops, network);
-  const faces = found.map(({ box: [left, top, width, height], score }, i) => ({
+  const faces = found.map(({ box: [left, top, width, height], score, isSmall }, i) => ({
     box: [left / canvas.width, top / canvas.height, width / canvas.width, height / canvas.height],
     detectorConfidence: score,
+    isSmall,
     probs: probs[i],
     crop: crops[i],
     heatMap: null,

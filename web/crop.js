@@ -1,7 +1,7 @@
 // Crops faces as crop_faces in fer_utils.vision.photos does: gray levels, a square around the box, and 48x48 pixels, with
 // the arithmetic of OpenCV's cvtColor and resize.
 
-const SIDE = 48;
+export const SIDE = 48;
 
 // image: ImageData. squares: [left, top, side] in pixels. Returns an array of 48x48 gray levels for each; beyond the
 // border, the outermost pixels repeat.

@@ -1,4 +1,5 @@
 import { overlap } from "./app.js";
+import { SIDE } from "./crop.js";
 
 // Finds faces with the two detectors of fer_utils.vision.detector, on the same model files.
 
@@ -10,7 +11,7 @@ const LOWEST_SCORE = { short: 0.5, full: 0.6 };
 export const BOX_IN_CROP = { short: [0.85, 0.07], full: [0.87, 0.03] };
 
 // vision: MediaPipe's module. files: name -> address of its files. models: the bytes of both detectors.
-// Returns a function that finds the faces in a canvas from left to right: [{ box, score, square }], all in pixels.
+// Returns a function that finds the faces in a canvas from left to right: [{ box, score, square, isSmall }], in pixels.
 export async function startFinder(vision, files, models) {
   const paths = { wasmLoaderPath: files["vision_wasm_internal.js"], wasmBinaryPath: files["vision_wasm_internal.wasm"] };
   const detectors = {};
@@ -33,7 +34,8 @@ async function startDetector(vision, paths, modelAssetBuffer, minDetectionConfid
 
 function toFace({ boundingBox: { originX, originY, width, height }, categories: [{ score }] }, range) {
   const box = [originX, originY, width, height];
-  return { box, score, square: cropSquare(box, ...BOX_IN_CROP[range]) };
+  const square = cropSquare(box, ...BOX_IN_CROP[range]);
+  return { box, score, square, isSmall: square[2] < SIDE };
 }
 
 // Left, top and side of the crop around a box, framed as in FER2013.

@@ -6,7 +6,8 @@
 //   predict(image, { network, heatMap }) -> { faces: [face], ms, picture }
 //     image: a File or Blob of a photo, or a canvas with a frame of the camera.
 //     face: { box: [left, top, width, height] in fractions of the picture, probs: 7 numbers in the order of EMOTIONS,
-//             detectorConfidence: 0 to 1 or null, crop: 48x48 gray levels, heatMap: 48x48 values from 0 to 255 or null }.
+//             detectorConfidence: 0 to 1 or null, isSmall: whether the crop was enlarged to 48x48 pixels,
+//             crop: 48x48 gray levels, heatMap: 48x48 values from 0 to 255 or null }.
 //     picture: the upright photo as a Blob that every browser can show; not needed for a canvas.
 //   annotateVideo(file, { network, smoothing }, progress, signal) -> { frames, video: Blob, table: Blob }, or null when
 //     the AbortSignal has stopped it. progress is called with the share that is done. Without this method there is no
@@ -538,14 +539,16 @@ function parseTable(text) {
 // Shows faces in an area of cards and, if there is a stage, as boxes on it. Cards and boxes are kept and only changed,
 // because a camera gives many answers per second.
 function makeResults(area, stage = null, live = false) {
-  const status = make("p", { className: "count" });
+  const count = make("span", {}), tooSmall = make("span", { className: "too-small" });
+  const status = make("p", { className: "count" }, count, tooSmall);
   status.setAttribute("role", live || !stage ? "presentation" : "status"); // a live picture must not be read out
   const grid = make("div", { className: "cards" });
   area.append(status, grid);
   const cards = [], boxes = [];
 
   function show(faces, text, mirrored = false) {
-    status.textContent = text;
+    count.textContent = text;
+    tooSmall.textContent = warnOfSmall(faces);
     status.classList.remove("failed");
     grid.classList.toggle("single", faces.length === 1);
     resize(cards, faces.length, makeCard, grid);
@@ -610,6 +613,7 @@ function makeCard() {
     sure.textContent = percent;
     detector.textContent =
       face.detectorConfidence === null ? "no face detector" : `face detector: ${asPercent(face.detectorConfidence).replace(" ", "\u00a0")}`;
+    if (face.isSmall) detector.textContent += ", few pixels";
     bars.forEach(({ row, fill, value }, k) => {
       row.classList.toggle("likeliest", EMOTIONS[k] === emotion);
       fill.style.transform = `translateX(${100 * face.probs[k] - 100}%)`;
@@ -650,7 +654,14 @@ function likeliest(probs) {
 }
 
 const asPercent = (share) => `${Math.round(100 * share)} %`;
-const countFaces = (faces) => (faces.length ? `${faces.length} face${faces.length > 1 ? "s" : ""}` : "no face");
+const plural = (n) => `${n} face${n > 1 ? "s" : ""}`;
+const countFaces = (faces) => (faces.length ? plural(faces.length) : "no face");
+
+// The words of small_notice in fer_utils.faces.
+function warnOfSmall(faces) {
+  const n = faces.filter(({ isSmall }) => isSmall).length;
+  return n ? `${plural(n)} may be too small; below ${CROP_SIDE}x${CROP_SIDE} pixels, predictions are unreliable` : "";
+}
 
 function make(tag, properties, ...children) {
   const element = Object.assign(document.createElement(tag), properties);

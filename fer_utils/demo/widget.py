@@ -178,7 +178,7 @@ def describe(prediction: "Explained", image: np.ndarray) -> list[dict]:
         left, top, box_width, box_height = face.box
         box = [left / width, top / height, box_width / width, box_height / height]
         confidence = None if np.isnan(face.score) else face.score
-        faces.append({"box": box, "detectorConfidence": confidence, "probs": probs.tolist()})
+        faces.append({"box": box, "detectorConfidence": confidence, "isSmall": face.is_small, "probs": probs.tolist()})
     return faces
 
 

@@ -41,6 +41,11 @@ class Face:
     square: tuple[float, float, float]  # left, top, side of the crop
     points: np.ndarray  # (6,2): x and y of eyes, nose tip, mouth and ears; (0,2) without a detector
 
+    @property
+    def is_small(self) -> bool:
+        """Whether the crop has fewer than 48x48 pixels, the size of the images in FER2013."""
+        return bool(self.square[2] < IMAGE_SIZE)
+
 
 Detection = tuple[tuple[float, float, float, float], float, list[tuple[float, float]]]  # box in pixels, score, points
 Detector = Callable[[np.ndarray], Iterator[Detection]]  # points are fractions of the width and height of the image
