@@ -2,11 +2,12 @@
 #   $root    the project folder
 #   $python  the Python to use
 # With FER_PYTHON=/path/to/python it uses that Python, for example conda's, and installs nothing.
+# FER_TORCH=cpu or FER_TORCH=cuda says which PyTorch a new environment gets: without or with CUDA.
 # All messages go to stderr.
 
 root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=$root/.venv
-gigabytes_needed=8
+cpu_index=https://download.pytorch.org/whl/cpu # PyTorch for Linux without CUDA; PyPI has it with CUDA only
 
 stop() {
     echo "${0##*/}: $*" >&2
@@ -31,8 +32,28 @@ check_platform() {
         stop "PyTorch no longer has packages for Macs with Intel processors; use Apple silicon, Linux or WSL"
 }
 
+has_nvidia_gpu() {
+    [ -e /dev/nvidiactl ] || nvidia-smi -L >/dev/null 2>&1 || /usr/lib/wsl/lib/nvidia-smi -L >/dev/null 2>&1
+}
+
+wants_cpu_torch() {
+    [ "$(uname -s)" = Linux ] || return # elsewhere PyTorch has no CUDA anyway
+    case ${FER_TORCH:-} in
+        cpu) true ;;
+        cuda) false ;;
+        "") ! has_nvidia_gpu ;;
+        *) stop "FER_TORCH=$FER_TORCH is neither cpu nor cuda; set it to one of these, or do not set it" ;;
+    esac
+}
+
+has_cpu_torch() {
+    local found
+    for found in "$venv"/lib/python3*/site-packages/torch-*+cpu.dist-info; do [ -e "$found" ]; done
+}
+
+# Stops if fewer than $1 GB are free.
 check_disk() {
-    local free used
+    local gigabytes_needed=$1 free used
     free=$(df -Pk "$root" | awk 'NR == 2 { print $4 }')
     used=$(du -sk "$venv" 2>/dev/null | cut -f1)
     [ $((free + ${used:-0})) -ge $((gigabytes_needed * 1000000)) ] ||
@@ -63,6 +84,38 @@ install() {
     else
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
     fi
+}
+
+# Installs the packages of the lock file except those whose whole name matches $1.
+install_all_but() {
+    local lock=$venv/requirements.lock
+    awk -v names="^($1)==" '/^[a-z]/ { keep = $0 !~ names } keep' "$root/requirements.lock" >"$lock" &&
+        install --no-deps -r "$lock"
+}
+
+# The versions are those of the lock file. Its hashes are those of PyPI's packages.
+install_cpu_torch() {
+    local line packages=()
+    while read -r line; do
+        case $line in torch==* | torchvision==*) packages+=("${line% \\}") ;; esac
+    done <"$root/requirements.lock"
+    install --no-deps --index-url "$cpu_index" "${packages[@]}" &&
+        "$venv/bin/python" -c 'import torch, torchvision'
+}
+
+# The lock file lists every package. With dependencies, pip would also install the second OpenCV that grad-cam asks for,
+# which overwrites files of the first.
+install_packages() {
+    if ! wants_cpu_torch; then
+        install --no-deps -r "$root/requirements.lock"
+        return
+    fi
+    install_all_but 'torch|torchvision|triton|cuda-.*|nvidia-.*' || return
+    if install_cpu_torch; then return; fi
+    echo "${0##*/}: PyTorch without CUDA could not be installed, see above; installing PyPI's, which has CUDA..." >&2
+    check_disk 7
+    "$venv/bin/python" -m pip uninstall --quiet --yes torch torchvision 2>/dev/null
+    install_all_but triton # only torch.compile on a GPU needs it
 }
 
 # While other programs use the cores, the threads of PyTorch would wait for each other by spinning, and so keep each other
@@ -101,13 +154,16 @@ set_up() {
         stop "$venv was created in another folder and cannot be moved; delete it and run again"
     fi
     check_platform
-    check_disk
-    echo "Setting up $venv (the first time this takes a few minutes and downloads 3 GB)..." >&2
+    if wants_cpu_torch; then
+        check_disk 4
+        echo "Setting up $venv without CUDA (the first time this takes a few minutes and downloads 1 GB)..." >&2
+    else
+        check_disk 8
+        echo "Setting up $venv (the first time this takes a few minutes and downloads 3 GB)..." >&2
+    fi
     rm -f "$venv/complete" # so that an interrupted installation does not look complete
     make_venv
-    # The lock file lists every package. With dependencies, pip would also install the second OpenCV that grad-cam asks
-    # for, which overwrites files of the first.
-    install --no-deps -r "$root/requirements.lock" ||
+    install_packages ||
         stop "the packages could not be installed, see above; check the network connection and run again"
     # Editable, so that JupyterLab and the runner import fer_utils from this folder.
     install --no-deps --no-build-isolation -e "$root" || stop "fer_utils could not be installed, see above"
@@ -131,5 +187,9 @@ else
         # If two scripts start at once, the second waits until the first has set up the environment. Without flock, as
         # on a Mac, it does not wait.
         (flock 9 2>/dev/null || true; is_set_up || set_up) 9<"${BASH_SOURCE[0]}" || exit
+    fi
+    if has_cpu_torch && ! wants_cpu_torch; then
+        echo "${0##*/}: $venv has PyTorch without CUDA and computes on the CPU; to use an NVIDIA GPU, delete that" \
+            "folder and run again (FER_TORCH=cpu keeps it)" >&2
     fi
 fi

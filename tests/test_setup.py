@@ -30,8 +30,11 @@ case "$*" in
     "-c import venv, ensurepip") exit "${NO_VENV:-0}" ;;
     "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip --version") exit 0 ;;
+    "-m pip install "*" --index-url "*) exit "${NO_CPU_INDEX:-0}" ;;
     "-m pip install "*) sleep "${PIP_SECONDS:-0}"; [ -z "${KILLED:-}" ] || kill -9 $PPID; exit "${PIP_FAILS:-0}" ;;
     "-m ipykernel install "*) exit 0 ;;
+    "-m pip uninstall "*) exit 0 ;;
+    "-c import torch, torchvision") exit "${BROKEN_TORCH:-0}" ;;
     "-c import cv2") [ -z "${NO_LIBGL:-}" ] || { echo "ImportError: libGL.so.1: no such file" >&2; exit 1; } ;;
     "-c import ray") exit "${NO_RAY:-0}" ;;
     "-I -c import fer_utils"*) exit "${NO_FER_UTILS:-0}" ;;
@@ -42,6 +45,23 @@ case "$*" in
     *) echo "not expected: $*" >&2; exit 99 ;;
 esac
 """
+TINY_LOCK = """\
+# made by uv
+numpy==1.26.4 \\
+    --hash=sha256:1
+    # via torch
+nvidia-cublas==13.4.1.3 ; sys_platform == 'linux' \\
+    --hash=sha256:2
+torch==2.14.1 ; python_full_version < '3.11' \\
+    --hash=sha256:3
+torch==2.15.0 ; python_full_version >= '3.11' \\
+    --hash=sha256:4
+torchvision==0.29.2 \\
+    --hash=sha256:5
+triton==3.9.0 ; sys_platform == 'linux' \\
+    --hash=sha256:6
+"""
+CPU_INDEX = "--index-url https://download.pytorch.org/whl/cpu"
 UV = """\
 #!/usr/bin/env bash
 echo "uv $*" >>"$CALLS"
@@ -60,11 +80,14 @@ class Machine:
         self.bin.mkdir()
         for name in ("run_all.sh", "run_demo.sh", "run_tests.sh", "setup_env.sh"):
             shutil.copy(ROOT / name, self.root)
-        (self.root / "requirements.lock").write_text("numpy==1.26.4\n")
+        (self.root / "requirements.lock").write_text(TINY_LOCK)
         (self.root / "pyproject.toml").write_text("[project]\n")
         for tool in filter(shutil.which, TOOLS):
             (self.bin / tool).symlink_to(shutil.which(tool))
         self.command("df", "#!/usr/bin/env bash\necho header\necho disk 1 1 ${FREE_KB:-99000000} 1%")
+        self.command(
+            "uname", "#!/usr/bin/env bash\n[ $1 = -s ] && echo ${SYSTEM:-Linux} || echo ${SYSTEM:-Linux} arm64"
+        )
         self.command("python3.11", PYTHON)
 
     def command(self, name: str, script: str) -> None:
@@ -76,7 +99,7 @@ class Machine:
         return subprocess.Popen(
             [self.root / script, *arguments],
             cwd="/",
-            env={"PATH": str(self.bin), "CALLS": str(self.calls_file), **variables},
+            env={"PATH": str(self.bin), "CALLS": str(self.calls_file), "FER_TORCH": "cuda", **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -113,6 +136,81 @@ def test_first_call_sets_up_and_the_second_does_not(machine: Machine) -> None:
     ]
     assert machine.run("run_all.sh", PIPELINE="1") == (1, "<>", "")
     assert machine.calls() == ["python -I -m fer_utils.pipeline"]
+
+
+def installs(machine: Machine) -> list[str]:
+    """What was installed before fer_utils."""
+    return [call.split("--no-deps ")[1] for call in machine.calls() if "install" in call and "--no-deps" in call][:-1]
+
+
+def packages_of(lock: Path) -> list[str]:
+    return [line.split("==")[0] for line in lock.read_text().splitlines() if "==" in line]
+
+
+needs_no_gpu = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA GPU")
+
+
+@pytest.mark.parametrize("torch_is", ["cpu", pytest.param("", marks=needs_no_gpu)])
+def test_without_a_gpu_pytorch_comes_without_cuda(machine: Machine, torch_is: str) -> None:
+    code, _, error = machine.run("run_all.sh", FER_TORCH=torch_is)
+    assert code == 0 and "without CUDA" in error
+    lock = machine.root / ".venv/requirements.lock"
+    packages = "torch==2.14.1 ; python_full_version < '3.11' torch==2.15.0 ; python_full_version >= '3.11'"
+    assert installs(machine) == [f"-r {lock}", f"{CPU_INDEX} {packages} torchvision==0.29.2"]
+    assert lock.read_text() == "numpy==1.26.4 \\\n    --hash=sha256:1\n    # via torch\n"
+
+
+@pytest.mark.parametrize("variables", [{"FER_TORCH": "cuda"}, {"FER_TORCH": "", "SYSTEM": "Darwin"}, {"FER_TORCH": ""}])
+def test_with_a_gpu_or_on_a_mac_the_lock_file_is_installed_as_it_is(machine: Machine, variables: dict) -> None:
+    machine.command("nvidia-smi", "#!/usr/bin/env bash\nexit 0")
+    assert machine.run("run_all.sh", **variables)[0] == 0
+    assert installs(machine) == [f"-r {machine.root}/requirements.lock"]
+
+
+@needs_no_gpu
+def test_driver_without_a_gpu_does_not_count_as_a_gpu(machine: Machine) -> None:
+    machine.command("nvidia-smi", "#!/usr/bin/env bash\nexit 9")
+    assert "without CUDA" in machine.run("run_all.sh", FER_TORCH="")[2]
+
+
+@pytest.mark.parametrize("how", ["NO_CPU_INDEX", "BROKEN_TORCH"])
+def test_where_pytorch_without_cuda_fails_pypi_serves(machine: Machine, how: str) -> None:
+    code, _, error = machine.run("run_all.sh", FER_TORCH="cpu", **{how: "1"})
+    assert code == 0 and "installing PyPI's, which has CUDA" in error
+    calls = machine.calls()
+    failed = next(
+        i for i, call in enumerate(calls) if ("--index-url" if how == "NO_CPU_INDEX" else "-c import torch") in call
+    )
+    lock = machine.root / ".venv/requirements.lock"
+    assert calls[failed + 1] == "python -m pip uninstall --quiet --yes torch torchvision"
+    assert calls[failed + 2].endswith(f"install --quiet --disable-pip-version-check --no-deps -r {lock}")
+    assert packages_of(lock) == ["numpy", "nvidia-cublas", "torch", "torch", "torchvision"]
+    assert machine.run("run_all.sh", FER_TORCH="cpu", **{how: "1"}) == (0, "<>", "")  # not tried again
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_said(machine: Machine) -> None:
+    machine.run("run_all.sh", FER_TORCH="cpu")
+    (machine.root / ".venv/lib/python3.11/site-packages/torch-2.15.0+cpu.dist-info").mkdir(parents=True)
+    assert machine.run("run_all.sh", FER_TORCH="cpu") == (0, "<>", "")
+    code, output, error = machine.run("run_all.sh", FER_TORCH="cuda")
+    assert (code, output) == (0, "<>")
+    assert "has PyTorch without CUDA" in error and "delete that folder and run again" in error
+
+
+def test_misspelled_fer_torch_is_refused(machine: Machine) -> None:
+    code, _, error = machine.run("run_all.sh", FER_TORCH="gpu")
+    assert (
+        code == 2
+        and error == "run_all.sh: FER_TORCH=gpu is neither cpu nor cuda; set it to one of these, or do not set it\n"
+    )
+    assert not machine.calls()
+
+
+def test_lock_leaves_out_what_pyproject_excludes() -> None:
+    excluded = re.search(r"exclude-dependencies = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)[1]
+    names = re.findall(r'^ +"([a-z-]+)",$', excluded, re.MULTILINE)
+    assert "jaxlib" in names
+    assert not set(names) & {line.split("==")[0] for line in REQUIREMENTS}
 
 
 def test_demo_sets_up_and_starts_the_page(machine: Machine) -> None:
