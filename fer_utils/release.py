@@ -1,11 +1,12 @@
-"""Release the compact network in models/: `python -m fer_utils.release` writes its weights, ONNX file and model card.
+"""Release the small network in models/: `python -m fer_utils.release` writes its weights, ONNX files and model card.
 
-It is the baseline that notebook 04 chose on val; no other small network of the report is better there. The numbers on
-its card come from reports/, except for its size and speed. The export to ONNX needs the packages of the development
-group.
+It is the network that notebook 12 chose on val among those that cost no more than one EfficientNet-B0. The results on
+its card come from reports/; size, speed and the accuracy of each file on val are measured here. This needs FER2013 in
+data/ (or --data), and the packages of the development group.
 """
 
-import re
+import argparse
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,15 +16,45 @@ import torch
 from torch import nn
 
 from fer_utils.augment import to_float
-from fer_utils.cost import median_ms
-from fer_utils.data.constants import EMOTIONS
+from fer_utils.cost import count_gmacs, count_params, median_ms
+from fer_utils.data import EMOTIONS, FER2013, load_data
+from fer_utils.device import device_name
+from fer_utils.metrics import accuracy
 from fer_utils.models.weights import load_classifier, save_compact
 from fer_utils.paths import ASSETS, PROJECT_ROOT, atomic_write, find_artifact
 from fer_utils.report import to_markdown
 
-NOTEBOOK, MODEL, WEIGHTS = "04_baseline_cnn", "baseline_cnn", "baseline_cnn_seed0.pt"
+NOTEBOOK, WEIGHTS = "12_best_model", "small_model.pt"
 FOLDER = PROJECT_ROOT / "models"
-MEASURED = re.compile(r"^Time on a CPU.*?(?=^## )", re.DOTALL | re.MULTILINE)  # the part of the card about speed
+COMPACT = FOLDER / "small_model.safetensors"
+ONNX, INT8 = FOLDER / "small_model.onnx", FOLDER / "small_model_int8.onnx"
+CALIBRATION_IMAGES = 512  # of train: they tell the ranges of activations for 8-bit integers
+LEARNED_FROM = {  # model of notebook 12 -> what it learned from
+    "small": "the labels",
+    "distilled": "the predictions of an ensemble (knowledge distillation)",
+    "distilled_out_of_fold": "the predictions of networks that had not seen the image (distillation out of fold)",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the weights, both ONNX files and the model card to models/."""
+    parser = argparse.ArgumentParser(prog="python -m fer_utils.release", description="Write models/ from reports/.")
+    parser.add_argument("--data", default="auto", help="path to FER2013 (default: what is in data/)")
+    dataset = load_data(parser.parse_args(argv).data)
+    if dataset.form == "sample":
+        parser.error("the release needs FER2013 itself: put it into data/, or give its path with --data")
+    save_compact(load_classifier(find_artifact("reports", NOTEBOOK, WEIGHTS)), COMPACT)
+    model = load_classifier(COMPACT)  # as it ships: in half precision
+    export_onnx(model, ONNX)
+    quantize(model, dataset.subset("train")[0], INT8)
+    files = f"{to_markdown(measure(model, dataset), 2)}\n\n"
+    files += f"Accuracy on val: PublicTest, n = {len(dataset.where('val')):,}. Times: from pixels to logits, on "
+    files += f"{device_name(torch.device('cpu'))}."
+    atomic_write(FOLDER / "README.md", card(model, files).encode())
+    print(f"{FOLDER} is written: {', '.join(path.name for path in sorted(FOLDER.iterdir()))}")
+
+
+# --- ONNX -------------------------------------------------------------------------------------------------------------
 
 
 class FromPixels(nn.Module):
@@ -40,76 +71,107 @@ class FromPixels(nn.Module):
 
 
 def export_onnx(model: nn.Module, path: Path) -> None:
-    """Write a classifier as ONNX, with input "pixels" (N,48,48) uint8 and output "logits" (N,7) for any N."""
-    pixels = torch.zeros(2, 48, 48, dtype=torch.uint8)
+    """Write a classifier as ONNX, with input "pixels" (N,48,48) uint8 and output "logits" (N,7) for any N.
+
+    Its weights are stored in half precision, and used in single precision.
+    """
+    import onnx  # only in the development group
+
+    exported = _export(model)
+    _store_in_half(exported.graph)
+    onnx.checker.check_model(exported)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.onnx.export(
-        FromPixels(model).eval(), (pixels,), path, input_names=["pixels"], output_names=["logits"],
-        dynamic_shapes={"pixels": {0: torch.export.Dim("n")}}, dynamo=True, external_data=False, verbose=False,
+    onnx.save(exported, path)
+
+
+def _export(model: nn.Module) -> "onnx.ModelProto":  # noqa: F821 - only maintainers have this package
+    pixels = torch.zeros(2, 48, 48, dtype=torch.uint8)
+    program = torch.onnx.export(
+        FromPixels(model).eval(), (pixels,), input_names=["pixels"], output_names=["logits"],
+        dynamic_shapes={"pixels": {0: torch.export.Dim("n")}}, dynamo=True, verbose=False,
     )  # fmt: skip
+    exported = program.model_proto
+    for part in (exported.graph, *exported.graph.node, *exported.graph.input, *exported.graph.output):
+        del part.metadata_props[:]  # traces of the export, with paths of this machine
+    return exported
+
+
+def _store_in_half(graph: "onnx.GraphProto") -> None:  # noqa: F821
+    """Replace each tensor of float32 weights by one of float16 and a node that converts it."""
+    import onnx
+
+    for tensor in [t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims)]:
+        values = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        half = onnx.numpy_helper.from_array(values, f"{tensor.name}_half")
+        graph.initializer.remove(tensor)
+        graph.initializer.append(half)
+        graph.node.insert(0, onnx.helper.make_node("Cast", [half.name], [tensor.name], to=onnx.TensorProto.FLOAT))
+
+
+def quantize(model: nn.Module, images: np.ndarray, path: Path) -> None:
+    """Write a classifier as ONNX like export_onnx, but with weights and activations of 8 bits.
+
+    images: (n,48,48) uint8. A few of them, drawn at random, give the ranges of the activations.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    drawn = np.random.default_rng(0).choice(len(images), CALIBRATION_IMAGES, replace=False)
+
+    class Reader(CalibrationDataReader):
+        """Hands out the images in batches."""
+
+        def __init__(self) -> None:
+            self.batches: Iterator[np.ndarray] = iter(np.split(images[drawn], 8))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"pixels": batch}
+
+    quantize_static(_export(model), path, Reader(), per_channel=True, activation_type=QuantType.QUInt8)
+
+
+# --- Model card -------------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
-def measure(model: nn.Module, onnx_file: Path) -> pd.DataFrame:
-    """Measure the milliseconds for one face and for 64 on this CPU, with PyTorch and with ONNX Runtime."""
+def measure(model: nn.Module, dataset: FER2013) -> pd.DataFrame:
+    """Measure each file: size, accuracy on val, and milliseconds for one face and for 64 on this CPU."""
     import onnxruntime  # only in the development group
 
+    images, labels = dataset.subset("val")
     from_pixels = FromPixels(model).eval()
-    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
-    runs = {
-        "PyTorch": lambda pixels: from_pixels(torch.from_numpy(pixels)),
-        "ONNX Runtime": lambda pixels: session.run(None, {"pixels": pixels}),
-    }
+    runs = {COMPACT: ("PyTorch", lambda pixels: from_pixels(torch.from_numpy(pixels)).numpy())}
+    threads = onnxruntime.SessionOptions()
+    threads.intra_op_num_threads = torch.get_num_threads()
+    for path in (ONNX, INT8):
+        session = onnxruntime.InferenceSession(path, threads, providers=["CPUExecutionProvider"])
+        runs[path] = ("ONNX Runtime", lambda pixels, session=session: session.run(None, {"pixels": pixels})[0])
     rows = []
-    for name, run in runs.items():
-        row = {"with": name}
+    for path, (program, run) in runs.items():
+        logits = np.concatenate([run(batch) for batch in np.array_split(images, 16)])
+        row = {"file": path.name, "MB": path.stat().st_size / 1e6, "with": program}
+        row["val (%)"] = 100 * accuracy(labels, logits.argmax(1))
         for n in (1, 64):
-            row[f"ms, batch {n}"] = median_ms(partial(run, np.zeros((n, 48, 48), np.uint8)), repeats=20, warm_up=10)
+            row[f"ms, batch {n}"] = median_ms(partial(run, images[:n]), repeats=50, warm_up=10)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def main() -> None:
-    """Write the weights, the ONNX file and the model card to models/."""
-    model = load_classifier(find_artifact("reports", NOTEBOOK, WEIGHTS))
-    weights = FOLDER / Path(WEIGHTS).with_suffix(".safetensors").name
-    save_compact(model, weights)
-    model, onnx_file = load_classifier(weights), weights.with_suffix(".onnx")
-    export_onnx(model, onnx_file)
-    atomic_write(FOLDER / "README.md", card(weights, measure(model, onnx_file)).encode())
-    print(f"{weights} ({weights.stat().st_size / 1e6:.1f} MB) and its card are written")
-
-
-def renew_card() -> None:
-    """Update the numbers of the model card from reports/; its measured times stay.
-
-    ValueError if reports/ has no results of the network.
-    """
-    path, weights = FOLDER / "README.md", FOLDER / Path(WEIGHTS).with_suffix(".safetensors").name
-    if not (path.is_file() and weights.is_file()):
-        return
-    measured = MEASURED.search(path.read_text(encoding="utf8"))
-    if not measured:
-        raise ValueError(f"{path} has no measured times; run python -m fer_utils.release to write it again")
-    text = MEASURED.sub(lambda _: measured[0], card(weights, pd.DataFrame()))
-    atomic_write(path, text.encode())
-
-
-def card(weights: Path, speed: pd.DataFrame) -> str:
-    """Format the model card in Markdown with results from reports/. speed: the table from measure."""
-    template = (ASSETS / "model_card.md").read_text(encoding="utf8")
+def card(model: nn.Module, files: str) -> str:
+    """Format the model card in Markdown. files: what the release has measured; all else is from reports/."""
     reports = PROJECT_ROOT / "reports"
-    summary = pd.read_csv(reports / "summary.csv").query(
-        "notebook == @NOTEBOOK and model == @MODEL and split == 'test'"
-    )
-    if summary.empty:
-        raise ValueError(f"reports/summary.csv has no results of {MODEL} in {NOTEBOOK}; run ./run_all.sh --only 04")
-    recall = pd.read_csv(reports / "tables" / f"{NOTEBOOK[:2]}_recall.csv")
-    row = summary.iloc[0].to_dict()
+    choice = pd.read_csv(reports / "tables" / "12_choice.csv")  # best on val first
+    chosen = choice.model[np.isclose(choice.gmacs, count_gmacs(model))].iloc[0]
+    summary = pd.read_csv(reports / "summary.csv")
+    row = summary.query("notebook == @NOTEBOOK and model == @chosen and split == 'test'").iloc[0].to_dict()
+    recall = pd.read_csv(reports / "tables" / "12_recall.csv")
+    of_all = recall[recall.emotion == "all"].iloc[0].to_dict()
+    template = (ASSETS / "model_card.md").read_text(encoding="utf8")
     return template.format(
-        **row | {"epochs": int(row["epochs"])}, file=weights.name, onnx=weights.with_suffix(".onnx").name,
-        size=weights.stat().st_size / 1e6, emotions=", ".join(EMOTIONS), recall=to_markdown(recall, 3),
-        speed=to_markdown(speed, 2), threads=torch.get_num_threads(),
+        **row | of_all | {"epochs": int(row["epochs"]), "params": count_params(model)}, over_seeds=row["accuracy"],
+        without=row["accuracy_no_duplicates"], learned_from=LEARNED_FROM[chosen], val=model.origin["val"],
+        date=model.origin["date"], emotions=", ".join(EMOTIONS), recall_table=to_markdown(recall, 3), files=files,
+        calibration_images=CALIBRATION_IMAGES,
     )  # fmt: skip
 
 

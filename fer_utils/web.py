@@ -1,8 +1,7 @@
 """The demo without a server: `python -m fer_utils.web` builds a folder of static files that compute in the browser.
 
-The folder has the page of the demo (fer_utils/demo/app.js), its backend (web/), the networks of models/ as ONNX files,
-and MediaPipe's face detectors. Any web server will do for it. The export to ONNX needs the packages of the development
-group.
+The folder has the page of the demo (fer_utils/demo/app.js), its backend (web/), the network of models/ as an ONNX file,
+and MediaPipe's face detectors. Any web server will do for it.
 """
 
 import argparse
@@ -10,7 +9,6 @@ import base64
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -81,7 +79,7 @@ def build(folder: Path, offline: bool) -> None:
     if offline:
         copy_runtime(folder / "runtime")
     copy_sources(folder, offline)
-    page = {"runtime": runtime(offline), "networks": export_networks(folder), "examples": write_examples(folder)}
+    page = {"runtime": runtime(offline), "networks": copy_network(folder), "examples": write_examples(folder)}
     (folder / "page.json").write_text(json.dumps(page, indent=1), encoding="utf8")
 
 
@@ -113,19 +111,15 @@ def runtime(offline: bool) -> dict[str, dict[str, str]]:
     }
 
 
-def export_networks(folder: Path) -> list[dict]:
-    """Export every network in models/ as ONNX, and describe it for the menu of app.js."""
+def copy_network(folder: Path) -> list[dict]:
+    """Copy the ONNX file of the network in models/, and describe it for the menu of app.js."""
     from fer_utils import release
     from fer_utils.demo.predictor import describe
     from fer_utils.models.weights import load_classifier
 
-    networks = []
-    for weights in sorted(release.FOLDER.glob("*.safetensors")):
-        model, file = load_classifier(weights), f"{weights.stem}.onnx"
-        release.export_onnx(model, folder / file)
-        title = re.sub(r"_seed\d+$", "", weights.stem)
-        networks.append({"id": weights.stem, "title": title, "about": describe(model), "heatMap": False, "file": file})
-    return networks
+    shutil.copyfile(release.ONNX, folder / release.ONNX.name)
+    name, about = release.COMPACT.stem, describe(load_classifier(release.COMPACT))
+    return [{"id": name, "title": name, "about": about, "heatMap": False, "file": release.ONNX.name}]
 
 
 def write_examples(folder: Path) -> list[dict]:

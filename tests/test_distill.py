@@ -30,7 +30,7 @@ def test_targets_are_the_average_of_log_probabilities_for_the_view_of_the_studen
     assert torch.equal(views, augment_batch(images, Augment(), generator()))
     log_probs = torch.stack([teacher(views).log_softmax(1) for teacher in teachers])
     torch.testing.assert_close(targets, log_probs.mean(0).softmax(1))
-    assert not targets.requires_grad and not any(p.requires_grad for t in teachers for p in t.parameters())
+    assert not targets.requires_grad
 
 
 def test_labels_do_not_matter(teachers, images):
@@ -69,3 +69,9 @@ def test_other_teachers_are_another_task(teachers):
     """A checkpoint records the name of its task, so a run does not go on with other teachers."""
     assert distillation(teachers).name != distillation(teachers[:1]).name
     assert distillation(teachers).name != distillation(teachers, out_of_fold=True).name
+
+
+def test_teachers_stay_as_they_were(teachers):
+    trainable = [[p.requires_grad for p in teacher.parameters()] for teacher in teachers]
+    distillation(teachers)
+    assert [[p.requires_grad for p in teacher.parameters()] for teacher in teachers] == trainable and all(trainable[0])

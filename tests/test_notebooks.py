@@ -24,11 +24,16 @@ def text_of(notebook, kind):
 
 
 def test_every_notebook_is_a_stage_and_every_stage_a_notebook():
-    assert [path.stem for path in NOTEBOOKS] == [stage.name for stage in STAGES]
+    assert [path.stem for path in NOTEBOOKS] == sorted(stage.name for stage in STAGES)
+
+
+def test_a_stage_stands_behind_the_stages_that_it_needs():
+    names = [stage.name for stage in STAGES]
+    assert all(set(stage.needs) <= set(names[:place]) for place, stage in enumerate(STAGES))
 
 
 def test_what_a_notebook_takes_over_is_declared():
-    for path, stage in zip(NOTEBOOKS, STAGES, strict=True):
+    for path, stage in zip(NOTEBOOKS, sorted(STAGES, key=lambda stage: stage.name), strict=True):
         code = "\n".join(text_of(nbformat.read(path, as_version=4), "code"))
         read = re.findall(r'"(\d\d_\w+)", "(\w+\.\w+)"', code)  # as in published(inputs, stage, file)
         for need, file in read:

@@ -1,4 +1,4 @@
-"""What an installation without a clone has: every file of the package, and the compact network."""
+"""What an installation without a clone has: every file of the package, and the small network."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from fer_utils.paths import PROJECT_ROOT
 BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
 FIND = """
 from fer_utils.paths import PROJECT_ROOT, find_artifact
-print(PROJECT_ROOT, find_artifact("reports", "04_baseline_cnn", "baseline_cnn_seed0.pt"), sep="\\n")
+print(PROJECT_ROOT, find_artifact("reports", "12_best_model", "small_model.pt"), sep="\\n")
 """
 
 
@@ -29,7 +29,7 @@ def wheel(tmp_path_factory) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def test_the_wheel_has_every_file_of_the_package_and_the_compact_networks(wheel):
+def test_the_wheel_has_every_file_of_the_package_and_the_small_networks(wheel):
     files = [path for path in (PROJECT_ROOT / "fer_utils").rglob("*") if path.is_file()]
     expected = {path.relative_to(PROJECT_ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
     expected |= {f"fer_utils/assets/{path.name}" for path in (PROJECT_ROOT / "models").glob("*.safetensors")}
@@ -44,15 +44,15 @@ def test_an_installed_package_finds_the_clone_around_the_working_directory(wheel
     assert find(wheel, tmp_path, clone / inside)[0] == str(clone)
 
 
-def test_without_a_clone_the_working_directory_counts_and_the_compact_network_is_found(wheel, tmp_path):
+def test_without_a_clone_the_working_directory_counts_and_the_small_network_is_found(wheel, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     root, network = find(wheel, tmp_path, tmp_path / "elsewhere")
     assert root == str(tmp_path / "elsewhere")
-    assert Path(network).read_bytes() == (PROJECT_ROOT / "models" / "baseline_cnn_seed0.safetensors").read_bytes()
+    assert Path(network).read_bytes() == (PROJECT_ROOT / "models" / "small_model.safetensors").read_bytes()
 
 
 def find(wheel: Path, folder: Path, cwd: Path) -> list[str]:
-    """The project's root and the compact network, as a package sees them that was unpacked from the wheel."""
+    """The project's root and the small network, as a package sees them that was unpacked from the wheel."""
     zipfile.ZipFile(wheel).extractall(folder / "site-packages")
     environment = os.environ | {"PYTHONPATH": str(folder / "site-packages")}
     done = subprocess.run([sys.executable, "-c", FIND], cwd=cwd, env=environment, capture_output=True, text=True)

@@ -105,7 +105,7 @@ COMPUTE = """async ([url, squares, network]) => {
 
 
 def test_same_picture_and_boxes_give_the_crops_and_probabilities_of_python(demo, folder, portrait):
-    weights = next(release.FOLDER.glob("*.safetensors"))
+    weights = release.COMPACT
     Image.fromarray(portrait).save(folder / "portrait.png")
     answer = demo.page.evaluate(COMPUTE, ["portrait.png", SQUARES, weights.stem])
     crops = crop_faces(portrait, [SimpleNamespace(square=square, points=[]) for square in SQUARES])

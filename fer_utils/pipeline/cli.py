@@ -265,16 +265,12 @@ def handle_published(options: argparse.Namespace, root: Path) -> ExitCode:
 
 
 def rebuild_report(folders: Folders) -> ExitCode:
-    """Build the report and the model card again from published results."""
+    """Build the report again from published results."""
     if not folders.manifests():
         raise UsageError(f"nothing is published in {folders.reports}; run ./run_all.sh first")
     with project_lock(folders.root):
         try:
             make_report(folders, read_last_run(folders.reports))
-            if folders.reports == PROJECT_ROOT / "reports":
-                from fer_utils.release import renew_card  # imports PyTorch, which is slow, so only when it is needed
-
-                renew_card()
         except (OSError, ValueError) as error:
             print(f"run_all.sh: the report cannot be built: {error}", file=sys.stderr)
             return ExitCode.FAILURE

@@ -193,23 +193,6 @@ STAGES = (
         },
     ),
     Stage(
-        name="09_live_demo",
-        gives=("tables/09_latency.csv", "tables/09_batching.csv", "tables/09_crops.csv", "tables/09_recrop.csv"),
-        minutes={"sample": 1, "cpu": 4, "full": 2},
-        needs={
-            "04_baseline_cnn": ("checkpoints/baseline_cnn_seed0.pt",),
-            "05_attention_resnet": ("checkpoints/attention_resnet18.pt", "checkpoints/best_resnet18.pt"),
-            "06_efficientnet_ablation": (
-                "checkpoints/efficientnet_crp_seed0.pt",
-                "checkpoints/efficientnet_mixup_cutmix_seed0.pt",
-            ),
-        },
-        params={
-            "sample": {"crop_images": 70, "repeats": 10},
-            "full": {"crop_images": 0},
-        },
-    ),
-    Stage(
         name="10_transfer_learning",
         resumes=True,
         gives=(
@@ -328,5 +311,23 @@ STAGES = (
             },
         },
         timeout_minutes=300,
+    ),
+    Stage(
+        name="09_live_demo",
+        gives=("tables/09_latency.csv", "tables/09_batching.csv", "tables/09_crops.csv", "tables/09_recrop.csv"),
+        minutes={"sample": 1, "cpu": 4, "full": 2},
+        needs={
+            "04_baseline_cnn": ("checkpoints/baseline_cnn_seed0.pt",),
+            "05_attention_resnet": ("checkpoints/attention_resnet18.pt", "checkpoints/best_resnet18.pt"),
+            "06_efficientnet_ablation": (
+                "checkpoints/efficientnet_crp_seed0.pt",
+                "checkpoints/efficientnet_mixup_cutmix_seed0.pt",
+            ),
+            "12_best_model": ("checkpoints/small_model.pt",),
+        },
+        params={
+            "sample": {"crop_images": 70, "repeats": 10},
+            "full": {"crop_images": 0},
+        },
     ),
 )

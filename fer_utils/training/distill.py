@@ -23,7 +23,7 @@ def distillation(teachers: Sequence[nn.Module], precision: str = "fp32", out_of_
     out_of_fold: if True, teacher number f judges only the images of fold f, which it has not been trained on. Targets
     of train are then pairs (N,2) of label and fold instead of labels (N,).
     """
-    teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
+    teachers = [teacher.eval() for teacher in teachers]
 
     def augment(
         images: torch.Tensor,

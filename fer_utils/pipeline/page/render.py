@@ -32,7 +32,7 @@ def render_page(
     is_sample = contains_sample(manifests)
     environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, trim_blocks=True)
     published = {manifest["notebook"]: manifest for manifest in manifests}
-    names = [stage.name for stage in STAGES]
+    names = sorted(stage.name for stage in STAGES)
     others = [name for name in published if name not in names]
     return environment.get_template("report.html.j2").render(
         is_sample=is_sample,
