@@ -574,7 +574,7 @@ def test_results_page_names_notebooks_that_are_older_than_their_code_or_not_publ
         found = re.search(rf"{sentence}: ([\d, ]+)\.", one_line("docs/results.md"))
         return found[1].split(", ") if found else []
 
-    files = {name: PROJECT_ROOT / "outputs" / f"{name}.ipynb" for name in (stage.name for stage in STAGES)}
+    files = {name: PROJECT_ROOT / "outputs" / f"{name}.ipynb" for name in sorted(stage.name for stage in STAGES)}
     published = {PROJECT_ROOT / "notebooks" / file.name: file for file in files.values() if file.exists()}
     older = [source.name[:2] for source, executed in published.items() if code(source) != code(executed)]
     assert named("Published from an earlier version of their code") == older
