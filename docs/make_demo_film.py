@@ -2,7 +2,7 @@
 
     .venv/bin/python docs/make_demo_film.py
 
-All pictures are those of the embedded sample. The demo shows the compact network in models/ as long as no notebook has
+All pictures are those of the embedded sample. The demo shows the small network in models/ as long as no notebook has
 trained another one: call this in a fresh clone. Needs Chromium or Chrome; $FER_BROWSER names another one.
 """
 

@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from fer_utils.data.constants import EMOTIONS
 from fer_utils.metrics import pareto_front
@@ -185,5 +185,6 @@ def plot_pareto(table: pd.DataFrame, ax: Axes | None = None) -> Figure:
     ax.set(xscale="log", xlabel="GMACs per image (log)", ylabel="accuracy on test (%)")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
-    ax.legend(loc="lower right", fontsize=8)
+    ax.xaxis.set_minor_formatter(NullFormatter())  # its labels would hide the others
+    ax.legend(fontsize=8)
     return ax.figure

@@ -170,8 +170,8 @@ def card(model: nn.Module, files: str) -> str:
     return template.format(
         **row | of_all | {"epochs": int(row["epochs"]), "params": count_params(model)}, over_seeds=row["accuracy"],
         without=row["accuracy_no_duplicates"], learned_from=LEARNED_FROM[chosen], val=model.origin["val"],
-        date=model.origin["date"], emotions=", ".join(EMOTIONS), recall_table=to_markdown(recall, 3), files=files,
-        calibration_images=CALIBRATION_IMAGES,
+        date=model.origin["date"], seed=model.origin["settings"]["seed"], emotions=", ".join(EMOTIONS),
+        recall_table=to_markdown(recall, 3), files=files, calibration_images=CALIBRATION_IMAGES,
     )  # fmt: skip
 
 

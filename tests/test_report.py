@@ -624,6 +624,29 @@ def test_three_results_of_the_readme_are_those_of_the_report(as_committed):
         assert row.verdict.split(":")[0] == verdict
 
 
+def test_small_networks_on_the_results_page_are_those_of_the_tables(as_committed):
+    text = one_line("docs/results.md")
+    tables = PROJECT_ROOT / "reports" / "tables"
+    results = 100 * pd.read_csv(tables / "12_results.csv").query("split == 'test'").set_index("model")
+    small, both = results.loc["small"], results.loc["ensemble_flip"]
+    assert f"right on {small.accuracy:.1f} % of test (n = 3,589, 95 % interval {small.ci_low:.1f} to" in text
+    assert f"{small.ci_high:.1f} %; {small.accuracy_no_duplicates:.1f} % without copies)" in text
+    assert f"and {results.accuracy['small_flip']:.1f} % if each face is also shown mirrored" in text
+    assert f"it is {both.accuracy:.1f} % ({both.ci_low:.1f} to {both.ci_high:.1f} %;" in text
+    assert f"{both.accuracy_no_duplicates:.1f} % without copies)" in text
+    student = pd.read_csv(tables / "12_student.csv").iloc[0]
+    assert f"the distilled network is right on {100 * student.accuracy:.1f} %" in text
+    assert f"seed on {100 * student.accuracy_against:.1f} % (McNemar's test, p = {student.mcnemar_p:.2f})" in text
+    ablation = 100 * pd.read_csv(tables / "12_ablation.csv").set_index("network").difference
+    assert f"zero-initialized norms is {ablation['without zero norms']:.1f} points of val ahead" in text
+    assert f"without pooled shortcuts {-ablation['without pooled shortcuts']:.1f} behind" in text
+    assert f"similar cost {-ablation['vision transformer']:.1f} behind" in text
+    crowd = 100 * pd.read_csv(tables / "12_crowd.csv").set_index("the_crowd_sides_with").share
+    assert (
+        f"On {crowd['model']:.0f} % of the ensemble's errors" in text and f"on {crowd['label']:.0f} % on that" in text
+    )
+
+
 def test_findings_named_on_the_results_page_are_those_of_the_tables(as_committed):
     text = one_line("docs/results.md")
     tables = PROJECT_ROOT / "reports" / "tables"
