@@ -49,6 +49,9 @@ def distillation(teachers: Sequence[nn.Module], precision: str = "fp32", out_of_
 def teacher_log_probs(teachers: Sequence[nn.Module], images: torch.Tensor, precision: str) -> torch.Tensor:
     """Compute log-probabilities (T,N,7) of T teachers for images (N,1,48,48), on the device of the images."""
     images = images.contiguous(memory_format=torch.channels_last)
+    for teacher in teachers:
+        if next(teacher.parameters()).device != images.device:  # the training runs on another machine of a cluster
+            teacher.to(images.device)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-        logits = torch.stack([teacher.to(images.device)(images) for teacher in teachers])  # (T,N,7)
+        logits = torch.stack([teacher(images) for teacher in teachers])  # (T,N,7)
     return logits.float().log_softmax(2)
