@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from fer_utils.data.constants import EMOTIONS
 from fer_utils.metrics import pareto_front
@@ -118,6 +118,7 @@ def plot_recall(recalls: pd.DataFrame, ax: Axes | None = None) -> Figure:
     ax.axhline(overall, color="black", linestyle="--", linewidth=1)
     ax.annotate(f"all\n{overall:.1%}", (1.01, overall), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     ax.set(ylim=(0, 1), ylabel="recall (95 % interval)")
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set_xticks(range(len(rows)), [f"{e}\nn={n}" for e, n in zip(rows.emotion, rows.n, strict=True)])
     ax.grid(axis="x", visible=False)
     return ax.figure
@@ -160,6 +161,7 @@ def plot_learning_curves(histories: dict[str, pd.DataFrame], best_epochs: dict[s
             ax.plot(best.epoch, best[f"val_{what}"], "o", color=color, label=f"{label}: chosen epoch")
             ax.set(xlabel="epoch", ylabel={"loss": "cross-entropy", "accuracy": "accuracy"}[what])
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[1].yaxis.set_major_formatter(PercentFormatter(1))
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=len(histories), fontsize=8)
     return fig
@@ -180,11 +182,13 @@ def plot_pareto(table: pd.DataFrame, ax: Axes | None = None) -> Figure:
     x, y = front.gmacs, 100 * front.accuracy
     ax.plot(x, y, drawstyle="steps-post", color="black", lw=1, label="Pareto front")
     for row in front.itertuples():
-        place = {"xytext": (5, -12), "textcoords": "offset points", "fontsize": 8}
+        # up and to the left of a point of the front there is no other point
+        place = {"xytext": (-5, 3), "textcoords": "offset points", "ha": "right", "fontsize": 8}
         ax.annotate(row.model, (row.gmacs, 100 * row.accuracy), **place)
     ax.set(xscale="log", xlabel="GMACs per image (log)", ylabel="accuracy on test (%)")
+    ax.set_xlim(left=0.3 * table.gmacs.min())  # room for the first name
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())  # its labels would hide the others
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return ax.figure

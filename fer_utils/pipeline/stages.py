@@ -275,6 +275,7 @@ STAGES = (
         gives=(
             "tables/12_results.csv",
             "tables/12_choice.csv",
+            "figures/12_network.png",
             "predictions/12_ensemble.npz",
             "predictions/12_distilled.npz",
             "checkpoints/small_model.pt",
