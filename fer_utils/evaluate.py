@@ -1,4 +1,4 @@
-"""Evaluate any classifier of emotions on FER2013 from the command line: python -m fer_utils.evaluate MODEL.
+"""Evaluate any classifier of emotions on FER2013 from the command line: fer evaluate MODEL.
 
 MODEL is a checkpoint of this course (.pt, .safetensors), an ONNX file, or a table of predictions (.csv, .npz). So
 anybody's model can be put on the same table: accuracy with its interval, accuracy without the images that have a copy
@@ -67,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; argparse itself ends the program with exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fer_utils.evaluate", description="Evaluate any classifier of emotions on FER2013."
-    )
+    parser = argparse.ArgumentParser(prog="fer evaluate", description="Evaluate any classifier of emotions on FER2013.")
     parser.add_argument(
         "model", type=Path, help=".pt or .safetensors of this course, .onnx, or predictions: .csv, .npz"
     )
@@ -245,7 +243,3 @@ def save(folder: Path, options: argparse.Namespace, results: dict[str, object], 
         write_csv(results["recall"], folder / "recall.csv")
         write_csv(results["confusion"].reset_index(), folder / "confusion_matrix.csv")
         np.savez_compressed(folder / "logits.npz", logits=logits)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
