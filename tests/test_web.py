@@ -174,6 +174,12 @@ def test_browser_without_webgl_is_told_so(demo):
     assert message.startswith("Faces cannot be found (no context): switch on WebGL")
 
 
+def test_browsers_without_webgl_in_an_offscreen_canvas_find_faces(launch, folder):
+    no_webgl = "OffscreenCanvas.prototype.getContext = () => null"
+    with opened(launch, (), folder, lambda page: page.add_init_script(no_webgl)) as demo:
+        demo.page.locator(".card strong").wait_for()
+
+
 def test_altered_files_from_the_cdn_are_refused(launch, folder, tmp_path):
     page = json.loads((folder / "page.json").read_text()) | {"runtime": web.runtime(offline=False)}
     (tmp_path / "page.json").write_text(json.dumps(page))

@@ -26,7 +26,8 @@ export async function startFinder(vision, files, models) {
 
 async function startDetector(vision, paths, modelAssetBuffer, minDetectionConfidence) {
   const baseOptions = { modelAssetBuffer, delegate: "CPU" };
-  const options = { baseOptions, runningMode: "IMAGE", minDetectionConfidence };
+  const canvas = document.createElement("canvas"); // by default an OffscreenCanvas, which has no WebGL in some browsers
+  const options = { baseOptions, canvas, runningMode: "IMAGE", minDetectionConfidence };
   const detector = await vision.FaceDetector.createFromOptions(paths, options);
   detector.detect(document.createElement("canvas")); // the first picture takes a second longer
   return detector;
