@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 PROFILES = ("sample", "cpu", "full")
 
-# Profile cpu is sized for 7.5 hours on 2 cores with bf16: 4.6 hours for 01 to 11, and 2.9 hours for 12. This table lists
-# what was cut for that, in minutes before and after, and what the cut costs. The seconds in parentheses are those of
-# one epoch on 2 cores.
+# Profile cpu is sized for 7.5 hours on 2 cores with bf16: 4.6 hours for 01 to 11, and 2.9 hours for 12. This table
+# lists what was cut for that, in minutes before and after, and what the cut costs. The seconds in parentheses are those
+# of one epoch on 2 cores.
 #
 #     03   31 ->  18   9 epochs instead of 12 (96 s); no trial of the stem that would not be used anyway
 #     04   37 ->  22   25 epochs instead of 40 (26 s): about one point of accuracy; the claim is still reached
