@@ -16,7 +16,7 @@ from fer_utils.pipeline.code_hash import normalize_cell
 from fer_utils.pipeline.freshness import GENERATED_PAGES, hash_content
 from fer_utils.pipeline.page import build_report
 from fer_utils.pipeline.page.chart import spread
-from fer_utils.pipeline.page.front import make_cards, tell_finding
+from fer_utils.pipeline.page.front import make_cards, make_headline, tell_finding
 from fer_utils.pipeline.page.html import markdown_to_html, to_html
 from fer_utils.pipeline.page.names import readable_name, readable_table, readable_text, readable_title
 from fer_utils.pipeline.page.pictures import encode_picture
@@ -35,6 +35,7 @@ from fer_utils.pipeline.page.tables import (
     RESULTS_END,
     TIMES_BEGIN,
     TIMES_END,
+    find_chosen,
     format_claims,
     make_anchors_table,
     make_claims_table,
@@ -260,6 +261,17 @@ def test_anchors_say_what_was_selected_where_and_end_with_our_best_on_val():
     assert anchors.claimed.tail(2).tolist() == ["60.00%", "65.00%"] and "lucky" not in anchors.to_string()
     shown = make_results_table(results.assign(profile="cpu", device="CPU"))
     assert "lucky" in shown and "rafdb" not in shown, "these are FER2013's results"
+
+
+def test_an_ensemble_that_is_best_on_val_is_named_once_with_its_test_row():
+    rows = [
+        ("07", "ensemble_greedy", "test", 0.65), ("12", "ensemble_flip", "val", 0.64),
+        ("12", "ensemble_flip", "test", 0.70), ("12", "small", "val", 0.62), ("12", "small", "test", 0.72),
+    ]  # fmt: skip
+    names = ("notebook", "model", "split", "accuracy")
+    results = pd.DataFrame([{**ROW, **dict(zip(names, row, strict=True))} for row in rows])
+    assert find_chosen(results).accuracy.tolist() == [0.70, 0.65]
+    assert "is right on 70.0 % of" in make_headline(results)
 
 
 def test_rows_with_missing_or_misspelt_columns_are_refused(tmp_path):

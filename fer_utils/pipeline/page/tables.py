@@ -19,7 +19,7 @@ CLAIM_DECIMALS = {"%": 1, "fraction": 4, "GMACs": 9}  # of measured values, by t
 def make_anchors_table(summary: pd.DataFrame) -> pd.DataFrame:
     """Return accuracies that others report for FER2013's test split, and the split on which they chose their model.
 
-    The last rows are ours: the model that is best on val, and the ensemble that was chosen on val.
+    The last rows are ours: the model that is best on val, and the other ensembles that were chosen on val.
     """
     ours = [
         {
@@ -34,12 +34,13 @@ def make_anchors_table(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def find_chosen(summary: pd.DataFrame) -> pd.DataFrame:
-    """Return the test rows of what was chosen on val: the single model that is best there, and the ensembles."""
+    """Return the test rows of what was chosen on val: the model that is best there, and the other ensembles."""
     summary = summary[~summary.model.str.endswith("_on_rafdb")]
-    ensembles = summary[summary.model.str.startswith("ensemble_")]
     best = summary[summary.split == "val"].sort_values("accuracy", ascending=False, kind="stable").head(1)
-    is_best = summary.notebook.isin(best.notebook) & summary.model.isin(best.model) & (summary.split == "test")
-    return pd.concat([summary[is_best], ensembles])
+    is_best = summary.notebook.isin(best.notebook) & summary.model.isin(best.model)
+    is_ensemble = summary.model.str.startswith("ensemble_")
+    on_test = summary.split == "test"
+    return pd.concat([summary[on_test & is_best], summary[on_test & is_ensemble & ~is_best]])
 
 
 def format_claims(claims: pd.DataFrame) -> dict[str, pd.DataFrame]:
