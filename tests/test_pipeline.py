@@ -635,6 +635,13 @@ def test_report_is_built_after_every_notebook(project: Project) -> None:
     assert make_report.call_count == len(project.stages) + 1
 
 
+def test_mistake_in_the_report_does_not_cost_the_notebooks_that_follow(project: Project) -> None:
+    built = [TypeError("a mistake"), *[None] * len(project.stages)]
+    with patch.object(runner, "make_report", side_effect=built):
+        assert project.run() == 0
+    assert project.runs() == ["01_count", "02_train"]
+
+
 def test_report_that_cannot_be_built_is_said(finished: Project, capsys: pytest.CaptureFixture) -> None:
     (finished.root / "reports/provenance.json").unlink()
     with patch.object(runner, "make_report", side_effect=FileNotFoundError("no figures/03_losses.png")):

@@ -154,8 +154,12 @@ def write_report(settings: Settings, outcomes: Mapping[str, Outcome], console: C
 
 
 def refresh_report(settings: Settings) -> None:
-    """Build the report during a run, so that there is something to look at; the end of the run prints its errors."""
-    with contextlib.suppress(OSError, ValueError):
+    """Build the report during a run, so that there is something to look at.
+
+    No error here may cost the notebooks that are still to run, not even a mistake in our code. The end of the run
+    builds the report again and shows it.
+    """
+    with contextlib.suppress(Exception):
         make_report(settings.folders, choose_provenance(settings, has_new_results=True))
 
 
