@@ -598,6 +598,13 @@ def one_line(page):
     return " ".join((PROJECT_ROOT / page).read_text(encoding="utf8").split())
 
 
+def printed(name):
+    """All that the cells of an executed notebook printed."""
+    cells = json.loads((PROJECT_ROOT / "outputs" / f"{name}.ipynb").read_text(encoding="utf8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return "".join("".join(output.get("text", [])) for output in outputs)
+
+
 def test_shares_named_in_readme_and_results_are_those_of_the_tables(as_committed):
     tables = PROJECT_ROOT / "reports" / "tables"
     near = pd.read_csv(tables / "01_near_duplicates.csv").set_index("split").loc["test"]
@@ -668,14 +675,20 @@ def test_findings_named_on_the_results_page_are_those_of_the_tables(as_committed
     lost = accuracy - 100 * baseline.accuracy_no_duplicates
     left_out = "points when the test images with a copy are left out"
     assert f"loses {lost.iloc[1]:.1f} {left_out}, the other model {lost.iloc[0]:.1f}" in text
+    fresh = 100 * baseline.accuracy_no_duplicates
+    assert f"copies both are right on {fresh.iloc[0]:.1f} %" in text and fresh.iloc[0] == fresh.iloc[1]
+    curve = pd.read_csv(tables.parent / "figures" / "04_learning_curves.csv").groupby("run").last()
+    assert f"right on {100 * curve.train_accuracy['baseline_cnn_no_augmentation']:.0f} % of train and loses" in text
+    assert "McNemar's p is 0.07." in text and "p = 0.07: no difference shown" in printed("04_baseline_cnn")
     gain = 100 * pd.read_csv(tables / "05_comparison.csv").set_index("recipe")["mean"]
     assert f"{gain['original']:+.1f} points under the original recipe, {gain['ours']:+.1f} under ours" in text
     augmented = 100 * pd.read_csv(tables / "06_ablation.csv").set_index("version").select_dtypes("number")
     none, crp = augmented.loc["none"], augmented.loc["crp"]
     assert f"({crp.accuracy:.1f} % and {none.accuracy:.1f} %;" in text
     assert f"right on {none.train_accuracy:.0f} % of train and {none.val_accuracy:.0f} % of val" in text
-    assert f"Mixup and cutmix reach {augmented.accuracy['mixup_cutmix']:.1f} %, behind crp" in text
+    assert f"Mixup and cutmix reach {augmented.accuracy['mixup_cutmix']:.1f} %, behind crp (p < 0.001)" in text
     ablation = pd.read_csv(tables / "06_ablation.csv").set_index("version")
+    assert ablation.p_holm["mixup_cutmix"] < 0.001
     trained = ablation[ablation.seeds > 0]
     assert trained.epochs.eq(9).all() and "9 epochs instead of 300" in text
     assert f"test, p = {ablation.p_holm['none']:.2f} after Holm's correction for two questions" in text
@@ -687,6 +700,8 @@ def test_findings_named_on_the_results_page_are_those_of_the_tables(as_committed
     ensembles = 100 * pd.read_csv(tables / "07_ensemble.csv").set_index("chosen").select_dtypes("number")
     best, single = ensembles.loc["yes"], ensembles.iloc[0]
     assert f"right on {best.accuracy:.1f} % of test, {best.difference:.1f} points more" in text
+    assert f"(McNemar's p is {best.p_value / 100:.3f})" in text
+    assert "(p = 0.12)" in text and "McNemar's test p = 0.12" in printed("07_ensemble_gflops")
     gain = best.accuracy_no_duplicates - single.accuracy_no_duplicates
     assert f"the copies it is right on {best.accuracy_no_duplicates:.1f} %, {gain:.1f} points more" in text
     looks = pd.read_csv(tables / "claims.csv").query("id.str.startswith('08_')")
