@@ -124,6 +124,7 @@ class Project:
         self.root, self.has_kernels = root, has_kernels
         self.stages = STAGES
         self.fingerprint = "f00d"
+        self.free_gigabytes = {}  # name of a folder -> what is free there; 9 elsewhere, whatever this machine has
 
     def write_notebook(self, name: str, *cells: dict, parameters: str = "") -> None:
         markdown = {"cell_type": "markdown", "metadata": {}, "source": f"# {name}"}
@@ -144,12 +145,16 @@ class Project:
             stack.enter_context(patch.object(planning, "load_data", lambda path: print(f"loading {path}") or faces))
             stack.enter_context(patch.object(planning, "find_data", self.find_data))
             stack.enter_context(patch.dict(sys.modules, {"fer_utils.pipeline.page": report}))
+            stack.enter_context(patch.object(shutil, "disk_usage", self.disk_usage))
             if not self.has_kernels:
                 stack.enter_context(patch.object(runner, "run_notebook", run_without_kernel))
             return cli.main(argv, self.root, self.stages)
 
     def find_data(self, wanted: object) -> Path | None:
         return None if wanted == "sample" else self.root / "archive.zip"
+
+    def disk_usage(self, folder: Path) -> types.SimpleNamespace:
+        return types.SimpleNamespace(free=1e9 * self.free_gigabytes.get(folder.name, 9))
 
     def start(self, afterwards: str = "", argv: tuple[str, ...] = ()) -> subprocess.Popen:
         """A run in a process of its own, which then executes the code `afterwards`."""
@@ -997,17 +1002,24 @@ def test_folder_that_cannot_be_written(finished: Project, capsys: pytest.Capture
     assert (finished.published(), len(finished.runs())) == (before, 2)
 
 
-def test_full_disk(finished: Project, capsys: pytest.CaptureFixture) -> None:
-    for full, needed in (("outputs", 4), ("reports", 0.1)):  # each may be a file system of its own
-
-        def usage(path: Path, full: str = full) -> types.SimpleNamespace:
-            return types.SimpleNamespace(free=3e5 if path.name == full else 9e9)
-
-        with patch.object(shutil, "disk_usage", usage):
-            assert finished.run("--force") == 2
-        message = f"only 0.0 GB of disk space are free at {finished.root / full}; a run needs {needed} GB there"
-        assert message in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("profile", "full", "free", "needed"),
+    [("cpu", "outputs", 3.9, 4), ("cpu", "reports", 0, 0.1), ("sample", "sample", 0.9, 1)],
+)  # each folder may be a file system of its own
+def test_full_disk(
+    finished: Project, capsys: pytest.CaptureFixture, profile: str, full: str, free: float, needed: float
+) -> None:
+    finished.free_gigabytes[full] = free
+    assert finished.run("--force", "--profile", profile) == 2
+    error = capsys.readouterr().err
+    assert f"only {free:.1f} GB of disk space are free at" in error
+    assert f"/{full}; a run needs {needed} GB there" in error
     assert len(finished.runs()) == 2
+
+
+def test_sample_needs_less_room(finished: Project) -> None:
+    finished.free_gigabytes = {"sample": 1.1, "outputs": 1.1}
+    assert finished.run("--force", "--profile", "sample") == 0
 
 
 def test_kernel_of_another_python(

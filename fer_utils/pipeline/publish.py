@@ -14,6 +14,7 @@ from fer_utils.pipeline.openings import FILE as OPENINGS
 from fer_utils.pipeline.openings import append_openings
 
 FREE_GIGABYTES = 4.0  # notebook 05 keeps about 2.5 GB of checkpoints while it trains in profile cpu
+SAMPLE_GIGABYTES = 1.0  # the whole course on the sample keeps 0.4 GB
 REPORT_GIGABYTES = 0.1  # all of reports/, if it is on a file system of its own
 REPORT_PARTS = ("tables", "figures", "predictions")
 DERIVED = ("landmarks.npz",)  # checkpoints that are small enough for git, so that a clone has them
@@ -59,8 +60,8 @@ class Folders:
         return sorted((self.reports / "manifests").glob("*.json"))
 
 
-def check_writable(folders: Folders) -> None:
-    """UsageError when a folder of the run cannot be written, or when the disk is nearly full."""
+def check_writable(folders: Folders, profile: str) -> None:
+    """UsageError when a folder of the run cannot be written, or when the disk has no room for a run in this profile."""
     targets = [folders.reports / part for part in (*REPORT_PARTS, "derived", "manifests")]
     for folder in (folders.work, folders.outputs, folders.reports, *targets):
         try:
@@ -68,12 +69,9 @@ def check_writable(folders: Folders) -> None:
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise UsageError(f"cannot write to {folder} ({error.strerror}); make it writable and run again") from None
+    needed = SAMPLE_GIGABYTES if profile == "sample" else FREE_GIGABYTES
     # Each of these folders may be a file system of its own.
-    for folder, gigabytes in (
-        (folders.work, FREE_GIGABYTES),
-        (folders.outputs, FREE_GIGABYTES),
-        (folders.reports, REPORT_GIGABYTES),
-    ):
+    for folder, gigabytes in ((folders.work, needed), (folders.outputs, needed), (folders.reports, REPORT_GIGABYTES)):
         free = shutil.disk_usage(folder).free / 1e9
         if free < gigabytes:
             raise UsageError(

@@ -70,7 +70,7 @@ def run_stages(settings: Settings, plan: Sequence[PlannedStage], jobs: int, dead
     if not waiting and report_is_up_to_date(settings.folders):
         print("\n".join(describe_next_steps(settings)))
         return RunResult([], [])
-    check_writable(settings.folders)
+    check_writable(settings.folders, settings.profile)
     remove_leftovers(settings.folders)
     if waiting:
         check_kernel()
