@@ -1005,7 +1005,7 @@ def test_folder_that_cannot_be_written(finished: Project, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("profile", "full", "free", "needed"),
     [("cpu", "outputs", 3.9, 4), ("cpu", "reports", 0, 0.1), ("sample", "sample", 0.9, 1)],
-)  # each folder may be a file system of its own
+)
 def test_full_disk(
     finished: Project, capsys: pytest.CaptureFixture, profile: str, full: str, free: float, needed: float
 ) -> None:

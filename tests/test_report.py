@@ -749,6 +749,8 @@ def claims_about_resnet18(tables: Path) -> Iterator[str]:
     yield f"Class weights find {found['class_weights']:.0f} % of them and cost {cost['class_weights']:.1f}"
     yield f"Balanced sampling finds as many and costs {cost['balanced_sampling']:.1f}"
     final = pd.read_csv(tables / "05_results.csv").query("model == 'best_resnet18' and split == 'test'").iloc[0]
+    views = pd.read_csv(tables / "05_views.csv").set_index("views")
+    assert views.val_accuracy.idxmax() == "shifts" and views.looks["shifts"] == 10 and gain.seeds.eq(1).all()
     yield f"{final.epochs} epochs and ten shifted views, is right on {100 * final.accuracy:.1f} % of test"
     yield f"({100 * final.accuracy_no_duplicates:.1f} % without copies)"
 
@@ -757,12 +759,8 @@ def claims_about_starts(tables: Path) -> Iterator[str]:
     """Yield what the results page must say of notebook 10."""
     curve = pd.read_csv(tables / "10_label_curve.csv").set_index(["network", "start", "mode", "labels"])
     accuracy = 100 * curve.accuracy.unstack()
-    p_value = (
-        pd.read_csv(tables / "10_differences.csv")
-        .set_index(["network", "start", "mode", "fraction"])
-        .sort_index()
-        .mcnemar_p
-    )
+    differences = pd.read_csv(tables / "10_differences.csv").set_index(["network", "start", "mode", "fraction"])
+    p_value = differences.mcnemar_p.sort_index()
     scratch, tuned, rotation = (
         accuracy.loc["resnet18", start, mode]
         for start, mode in (("scratch", "scratch"), ("landmarks", "fine-tuned"), ("rotation", "fine-tuned"))
@@ -774,6 +772,9 @@ def claims_about_starts(tables: Path) -> Iterator[str]:
     yield f"{rotation[287]:.1f} % with 287 labels (McNemar's test against scratch, p = {p_rotation[0.01]:.2f})"
     yield f"{rotation[2872]:.1f} % with 2,872 (p = {p_rotation[0.1]:.2f})"
     yield f"{rotation[28709]:.1f} % with all of them (p = {p_rotation[1.0]:.2f})"
+    yield f"after {curve.epochs['resnet18', 'scratch', 'scratch', 28709]} epochs, it is right on"
+    yield f"with 2,872 labels, after {curve.epochs['vgg16', 'scratch', 'scratch', 2872]} epochs"
+    assert curve.seeds.eq(1).all()
     vgg16 = accuracy.loc["vgg16"][2872]
     yield f"{vgg16['scratch', 'scratch']:.1f} % from scratch, {vgg16['landmarks', 'fine-tuned']:.1f} % from landmarks"
     yield f"{vgg16['rotation', 'fine-tuned']:.1f} % from rotations (p < 0.001 for both)"
